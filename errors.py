@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 class BlindformerError(Exception):
-    """Base of every error that is not a bug. Its message is one line: what happened, where, and the remedy.
+    """Base of every error that is not a bug. Its message says in one line what happened, where, and what to do.
 
-    Messages never carry values, shares or keys.
+    Messages never contain values, shares or keys.
     """
 
 

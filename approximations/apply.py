@@ -70,10 +70,13 @@ class _Call:
 
 
 def approximate(model: Model, plan: Plan | str) -> Model:
-    """Make a model compute with a plan's approximations, in training, in inference and under torch.export.
+    """Make a model compute with a plan's approximations, in training, inference and torch.export. Returns the model.
 
-    The same object is returned; parameters, buffers, ``save_pretrained`` and the forward's signature are unchanged.
-    Approximating again replaces the plan. Raises PlanError if the model is part of an approximated one.
+        bf.approximate(model, "fast")
+
+    Parameters, buffers, `save_pretrained` and the forward's signature do not change. A second call replaces the plan.
+
+    Raises PlanError if the model is part of an approximated one.
     """
     plan = Plan.preset(plan) if isinstance(plan, str) else plan
     check_pooling(model, plan.pool, plan.name)
@@ -92,7 +95,7 @@ def approximate(model: Model, plan: Plan | str) -> Model:
 
 
 def restore(model: Model) -> Model:
-    """Remove the approximations; a model without any is returned unchanged."""
+    """Remove the approximations of a model, and return it."""
     if overrides_of(model) is None:
         return model
     for module in model.modules():

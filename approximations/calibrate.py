@@ -46,15 +46,17 @@ class _Ranges:
 def calibrate(
     model: nn.Module, batches: Iterable[Batch], plan: Plan | str | None = None, progress: Progress | None = None
 ) -> Plan:
-    """The plan (default: ``faithful``) with ranges and fits for this model, from batches of its forward's arguments.
+    """Return the plan with ranges and fits for this model, which does not change.
 
-    There are two passes. The first runs the exact functions. The second runs the approximations fitted so far, with
-    exact divisions. Variances and denominators depend on earlier approximations, so they are fitted to the second
-    pass; everything else is fitted to both. All positions count, also padding: its rows run through the same functions.
-    Constants that a student is trained with are fitted to the first pass, and those that the plan contains are kept.
-    The model is not changed. ``progress(done, total)`` is called after each batch of each pass.
+        plan = bf.calibrate(model, batches, "faithful")
 
-    Raises CalibrationError if there are no batches, or at the first site that meets NaN or infinity.
+    batches   arguments of the model's forward; padding counts, too
+    plan      a preset's name or a plan (default: "faithful"); its trained constants are kept
+    progress  called with (done, total) after each batch of both passes
+
+    The first pass runs exact functions. The second runs the approximations, and fits variances and denominators.
+
+    Raises CalibrationError without batches, or if a value is NaN or infinite.
     """
     batches = list(batches)
     if not batches:

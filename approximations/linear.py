@@ -26,25 +26,25 @@ class AffineParameters:
     shift: Tensor | None
 
 
-def quantise(weight: Tensor, bits: int, per_channel: bool = True, axis: int = 0) -> tuple[Tensor, Tensor]:
+def quantise(weight: Tensor, bits: int, axis: int = 0) -> tuple[Tensor, Tensor]:
     """Integers n (int32, |n| < 2^(bits-1)) and exponents e (int32) with weight ~ n 2^e, to the nearest.
 
     The exponent is the least that makes the largest weight fit, one for each index of ``axis`` (shape
-    [..., 1, n, 1, ...], broadcasting to the weight) or, with per_channel=False, one for all (shape [1, ..., 1]).
+    [..., 1, n, 1, ...], broadcasting to the weight).
     A channel of small weights does not get a finer unit than the median channel: the finest one decides how many
     fractional bits the layer's result gains on secrets, and nothing is won by being more exact in a few channels.
     An error is at most 2^(e-1), where 2^e < 2 max|w| / (2^(bits-1) - 1) in every channel above the median.
     """
-    integers, exponents = _quantise(weight.detach(), bits, per_channel, axis)
+    integers, exponents = _quantise(weight.detach(), bits, axis)
     return integers.to(torch.int32), exponents.to(torch.int32)
 
 
-def fake_quantise(weight: Tensor, bits: int, per_channel: bool = True, axis: int = 0) -> Tensor:
+def fake_quantise(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
     """The quantised weight as floats, with the gradient of the identity (straight-through estimator).
 
     Y. Bengio et al., arXiv:1308.3432. The value is exactly n 2^e: weight - weight is an exact 0.
     """
-    integers, exponents = _quantise(weight.detach(), bits, per_channel, axis)
+    integers, exponents = _quantise(weight.detach(), bits, axis)
     return _straight_through(weight, integers * torch.exp2(exponents))
 
 
@@ -56,7 +56,7 @@ def quantise_behind(weight: Tensor, bits: int, norm: AffineParameters, axis: int
     weight: [outputs, inputs] for axis 0, [inputs, outputs] for axis 1. Gradients as for `fake_quantise`.
     """
     gain = norm.gain.detach().unsqueeze(axis)
-    integers, exponents = _quantise(weight.detach() * gain, bits, True, axis)
+    integers, exponents = _quantise(weight.detach() * gain, bits, axis)
     folded = unfold(integers * torch.exp2(exponents), gain)
     result = _straight_through(weight, folded)
     if norm.shift is None:
@@ -74,10 +74,10 @@ def _straight_through(weight: Tensor, value: Tensor) -> Tensor:
     return value + (weight - weight.detach())
 
 
-def _quantise(weight: Tensor, bits: int, per_channel: bool, axis: int) -> tuple[Tensor, Tensor]:
+def _quantise(weight: Tensor, bits: int, axis: int) -> tuple[Tensor, Tensor]:
     if not 2 <= bits <= 24:
         raise PlanError(f"cannot quantise to {bits} bits: use 2 to 24")
-    others = [d for d in range(weight.dim()) if not per_channel or d != axis % weight.dim()]
+    others = [d for d in range(weight.dim()) if d != axis % weight.dim()]
     largest = weight.abs().amax(others, keepdim=True) if others else weight.abs()
     limit = float(2 ** (bits - 1) - 1)
     # An all-zero channel has no scale of its own: the smallest normal number stands in for its largest weight.

@@ -7,17 +7,18 @@ from collections.abc import Callable
 import numpy as np
 
 Function = Callable[[np.ndarray], np.ndarray]
+_POINTS = 1001  # of the grid that errors are measured on
 
 
 def minimax(
-    target: Function, degree: int, low: float, high: float, *, weight: Function | None = None, points: int = 1001
+    target: Function, degree: int, low: float, high: float, *, weight: Function | None = None
 ) -> tuple[list[float], float]:
     """The polynomial P of the given degree that minimises E = max over [low, high] of weight(x) |target(x) - P(x)|.
 
     Returns (ascending coefficients in x, E). E is measured on the grid, after the fact. The basis is Chebyshev's while
     fitting, for conditioning. E. Remez, "Sur le calcul effectif des polynomes d'approximation", 1934.
     """
-    t = -np.cos(np.pi * np.arange(points) / (points - 1))  # [points] in [-1, 1], dense at the ends
+    t = -np.cos(np.pi * np.arange(_POINTS) / (_POINTS - 1))  # in [-1, 1], dense at the ends
     x = low + (high - low) * (t + 1) / 2
     wanted = np.asarray(target(x), dtype=np.float64)
     weights = np.ones_like(x) if weight is None else np.asarray(weight(x), dtype=np.float64)

@@ -48,19 +48,20 @@ PRESETS: dict[str, dict[str, Any]] = {FAITHFUL: {}, "fast": {"linear_bits": 8, "
 
 
 class Plan(BaseModel):
-    """One approximation per kind, exceptions by module path, ranges and fits by call site.
+    """A choice of approximations: one per kind of function, exceptions by module, calibrated ranges and fits.
 
-    Every kind is a field: ``plan.gelu`` is the choice for GELU. A choice may be given as a bare name; a kind that is
-    left out has that of the preset ``faithful``. ``overrides`` maps a glob on module paths (``"encoder.layer.0.*"``) to
-    choices by kind; of several that match, the last one wins. A site is ``"<module path>/<kind>"``, with ``/2``, ``/3``
-    ... for later calls of the kind in one forward of the module, and ``/denominator`` for a softmax's division.
-    ``linear_bits`` are those of linear weights, ``bits`` the exceptions by a glob on the layer's path, alike.
-    ``fraction``: the fractional bits that a value keeps when it is rounded: fewer are fewer bytes and fewer rounds.
-    ``ranges`` are as seen in calibration; fits are made for ranges widened by ``margin`` (a factor). ``a_round``: what
-    one round less is worth, as numbers of 8 bytes that a dealer sends: more on a slow network (``for_network``).
-    ``pool``: after so many layers each pair of tokens becomes one, its mean; ``(2, 4)``: twice.
+        plan = bf.Plan(softmax="2quad", gelu="quad", linear_bits=8)
 
-    Raises PlanError, in one line, for anything that does not exist.
+    gelu ...     the choice for each kind, by name (default: as in preset "faithful")
+    overrides    choices by a glob on module paths, the last match wins: {"encoder.layer.0.*": {"gelu": "quad"}}
+    linear_bits  bits of linear weights; `bits`: exceptions by a glob on layer paths
+    fraction     fractional bits of a rounded value; fewer save bytes and rounds
+    ranges       calibrated, by site: "<module path>/<kind>", "/2" for a second call, "/denominator" for a softmax's
+    fits         constants by site, for ranges widened by the factor `margin`
+    a_round      value of one round, in numbers of 8 bytes from the dealer; more on slow networks (`for_network`)
+    pool         layers after which pairs of tokens become their mean, such as (2, 4)
+
+    Raises PlanError for unknown names and values.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -116,19 +117,18 @@ class Plan(BaseModel):
 
     @classmethod
     def preset(cls, name: str) -> Plan:
-        """``faithful``: close to the model as it is. ``fast``: for a student that is distilled with it. ``he``: for a
-        student, too, with sums and products only. ``exact``: torch's own functions."""
+        """A preset: "faithful" for models as they are, "fast" and "he" for students, "exact" for torch's own."""
         if name not in PRESETS:
             raise PlanError(f"unknown preset {name!r}: use one of {', '.join(PRESETS)}")
         return cls(name=name, **PRESETS[name], **_preset(name))
 
     def chosen(self) -> list[tuple[str, Choice]]:
-        """Every kind with its choice, then those of the overrides."""
+        """Pairs (kind, choice), then those of the overrides."""
         own = [(kind, getattr(self, kind)) for kind in kinds()]
         return own + [pair for by_kind in self.overrides.values() for pair in by_kind.items()]
 
     def choice(self, kind: str, path: str) -> Choice:
-        """The choice for a kind of function called in the module at ``path``."""
+        """The choice for a kind in the module at `path`."""
         chosen: Choice = getattr(self, kind)
         for pattern, by_kind in self.overrides.items():
             if kind in by_kind and fnmatchcase(path, pattern):
@@ -136,7 +136,7 @@ class Plan(BaseModel):
         return chosen
 
     def bits_of(self, path: str) -> int:
-        """The bits of the weight of the linear layer at ``path``."""
+        """Bits of the linear weight at `path`."""
         chosen = self.linear_bits
         for pattern, bits in self.bits.items():
             if fnmatchcase(path, pattern):
@@ -144,8 +144,7 @@ class Plan(BaseModel):
         return chosen
 
     def constants(self, kind: str, site: str, path: str) -> tuple[Approximation, Constants]:
-        """The approximation for a call site and its constants: fitted if calibrated, else for the default range; exact
-        where the calibrated range has no fit."""
+        """The approximation of a call site and its constants; exact if its range has no fit."""
         choice = self.choice(kind, path)
         approximation = find(kind, choice.name)
         fitted = self.fits.get(site)
@@ -158,7 +157,7 @@ class Plan(BaseModel):
         return approximation, fitted
 
     def widened(self, site: str) -> Range | None:
-        """The calibrated range of a site, each end moved outwards by the margin; None if it was not calibrated."""
+        """The range of a site, widened by the margin; None if not calibrated."""
         if site not in self.ranges:
             return None
         low, high = self.ranges[site]
@@ -168,34 +167,33 @@ class Plan(BaseModel):
         )
 
     def replace(self, **changes: Any) -> Plan:
-        """A copy with some fields changed, checked like a new plan."""
+        """A copy with changed fields."""
         return Plan(**{**dict(self), **changes})
 
     def for_network(self, rtt: float, bandwidth: float) -> Plan:
-        """A copy that takes fewer rounds where these cost more than bytes. rtt: seconds there and back; bandwidth: bits
-        a second. More divisions are then by tables. On a LAN the plan is as it is."""
+        """A copy with fewer rounds for a slow network. rtt: seconds; bandwidth: bits a second."""
         worth = rtt * bandwidth / A_LAN
         return self if worth == 1.0 else self.replace(a_round=A_ROUND * worth)
 
     def needs_distillation(self) -> bool:
-        """Whether any choice only works after a student was trained with it."""
+        """Whether a choice needs a student that was trained with it."""
         return bool(self.pool) or any(find(kind, choice.name).needs_distillation for kind, choice in self.chosen())
 
     def has_scores(self, path: str | None = None) -> bool:
-        """Whether attention computes its weights, and not only sums of values; in the module at ``path``, or in all."""
+        """Whether attention computes scores, in the module at `path` or anywhere."""
         chosen = self.chosen() if path is None else [("softmax", self.choice("softmax", path))]
         return not any(find(kind, choice.name).features for kind, choice in chosen)
 
     def same_functions(self, other: Plan) -> bool:
-        """Whether both choose alike for every module, ranges and fits aside."""
+        """Whether both plans choose the same functions; ranges and fits may differ."""
         return (self.overrides, self.pool, self.chosen()) == (other.overrides, other.pool, other.chosen())
 
     def halvings(self, layer: int) -> int:
-        """How often the tokens were pooled before this layer (0: the first)."""
+        """How often tokens were pooled before this layer (0: the first)."""
         return sum(after <= layer for after in self.pool)
 
     def trained_fits(self) -> dict[str, Constants]:
-        """The fits of approximations that a student is trained with: to fit them again would undo the training."""
+        """Fits that a student was trained with, which calibration keeps."""
         return {site: fit for site, fit in self.fits.items() if self._is_trained(site)}
 
     def _is_trained(self, site: str) -> bool:
@@ -224,10 +222,10 @@ class Plan(BaseModel):
         return rows
 
     def to_json(self) -> str:
-        """Canonical JSON: the same plan gives the same text.
+        """Canonical JSON: equal plans give equal texts.
 
-        It names every kind, also where the plan has the choice of `faithful`, so a stored plan keeps its meaning when a
-        preset changes. The price: a new kind changes the text, and the hash, of every plan.
+        It names every kind, so a stored plan keeps its meaning when a preset changes. A new kind changes every plan's
+        hash.
         """
         unset = {name for name in ("pool", "fraction") if getattr(self, name) == type(self).model_fields[name].default}
         fields = self.model_dump(mode="json", exclude=unset)
@@ -235,7 +233,7 @@ class Plan(BaseModel):
 
     @classmethod
     def from_json(cls, text: str, where: str = FILE_NAME) -> Plan:
-        """The plan written by `to_json`; ``where`` names the source in errors."""
+        """The plan of a JSON text; errors name `where`."""
         try:
             fields = json.loads(text)
         except json.JSONDecodeError as error:
@@ -248,20 +246,23 @@ class Plan(BaseModel):
             raise PlanError(f"{where}: {error}") from None
 
     def content_hash(self) -> str:
-        """SHA-256 of the canonical JSON, in hexadecimal; of ranges, only of which there are: all parties have it, and
-        could try weights until they give the ranges to their last digits."""
+        """SHA-256 of the JSON, in hexadecimal.
+
+        All parties have it. Calibrated ranges are left out: from a hash of them, a party could test guesses of the
+        weights.
+        """
         seen = self.replace(ranges=dict.fromkeys(self.ranges, (0.0, 0.0)))
         return hashlib.sha256(seen.to_json().encode()).hexdigest()
 
     def save(self, path: str | Path) -> Path:
-        """Write to a file, or to ``plan.json`` in an existing directory. Returns the file."""
+        """Write to a file, or to plan.json in a folder. Returns the file."""
         file = _file(path)
         file.write_text(self.to_json(), encoding="utf-8")
         return file
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read what `save` wrote."""
+        """Read a file that `save` wrote."""
         file = _file(path)
         try:
             text = file.read_text(encoding="utf-8")

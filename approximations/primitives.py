@@ -235,19 +235,9 @@ unless_known.register_fake(lambda approximated, x, function: torch.empty_like(x)
 unless_known.register_autograd(lambda ctx, gradient: (gradient, None, None))
 
 
-@operation("below")
-def _below(x: Tensor, threshold: float, tolerance: float) -> Tensor:
+def below(x: Tensor, threshold: float) -> Tensor:
+    """1 where x < threshold, else 0, in x's own type, so that bits can be added and multiplied."""
     return (x < threshold).to(x.dtype)
-
-
-_below.register_fake(lambda x, threshold, tolerance: torch.empty_like(x))
-_below.register_autograd(lambda ctx, gradient: (None, None, None))
-
-
-def below(x: Tensor, threshold: float, tolerance: float = 0.0) -> Tensor:
-    """1 where x < threshold, else 0, in x's own type, so that bits can be added and multiplied. `tolerance`: how near
-    to the threshold either answer will do; on secrets fewer bits are compared then."""
-    return _below(x, threshold, tolerance) if tolerance else (x < threshold).to(x.dtype)
 
 
 @operation("sides")
@@ -260,7 +250,8 @@ _sides.register_autograd(lambda ctx, gradient: (None, None, None, None))
 
 
 def sides(x: Tensor, low: float, high: float, tolerance: float) -> tuple[Tensor, Tensor]:
-    """1 where low <= x < high, and 1 where x >= high, in x's own type. `tolerance`: as of `below`."""
+    """1 where low <= x < high, and 1 where x >= high, in x's own type. `tolerance`: how
+    near to a threshold either answer will do; on secrets fewer bits are compared then."""
     row = x if x.dim() else x.reshape(1)
     both, n = _sides(row, low, high, tolerance), row.shape[-1]
     return both[..., :n].reshape(x.shape), both[..., n:].reshape(x.shape)

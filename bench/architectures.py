@@ -8,15 +8,12 @@ Tiny models with random weights. Each is compiled, asked with all its inputs on 
 held against the model itself: the least cosine similarity of an output, and the largest error of an element. With
 plans that a student has to be trained with (fast, he), the model that it is held against computes with the plan.
 Plan `delegated` is protocol `delegated` with public weights, asked with all inputs through its real parties.
-`--page` writes the table of bench/README.md from such lines.
 """
 
-import json
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from blindformer.approximations import Plan, approximate, restore
@@ -33,11 +30,10 @@ from blindformer.tests.shared.threads import DelegatedThreads, ThreadParties
 from torch import Tensor, nn
 
 from .architecture_models import Architecture, Batch, architectures
-from .harness import ROOT, BenchError, Say, json_line, parser, provenance, run_command
+from .harness import BenchError, Say, json_line, parser, provenance, run_command
 
 DELEGATED = "delegated"
 LEAST = 0.9995  # cosine similarity below which an answer of `faithful` is wrong
-START, END = "<!-- architectures:start -->\n", "<!-- architectures:end -->"
 
 
 @dataclass
@@ -172,7 +168,7 @@ def measured(names: list[str], plans: list[str], say: Say) -> Iterator[Row]:
         yield measure(architecture, plan)
 
 
-def page_table(rows: list[Mapping[str, object]]) -> str:
+def page_table(rows: Sequence[Mapping[str, object]]) -> str:
     """Markdown: an architecture a line, a plan a group of columns."""
     by_name: dict[str, dict[str, Row]] = {}
     for result in rows:
@@ -199,30 +195,17 @@ def _megabytes(row: Row) -> str:
     return f"{row.online_bytes / 1e6:.2f}"
 
 
-def write_page(lines: str, page: Path) -> None:
-    """Put the table of these JSON lines between the page's marks."""
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    rows = [json.loads(line) for line in lines.splitlines()]
-    page.write_text(before + START + page_table(rows) + END + after, encoding="utf-8")
-
-
 def main(arguments: list[str] | None = None) -> int:
     options = parser("architectures", "Which architectures run in private.")
     plans = ["faithful", "fast", "he", DELEGATED]
     options.add_argument("--plan", action="append", choices=plans, help="default: faithful")
     options.add_argument("--only", action="append", default=[], metavar="NAME", help="one row; may be repeated")
     options.add_argument("--list", action="store_true", help="names alone")
-    options.add_argument("--page", metavar="FILE", help="JSON lines of earlier runs -> the table of bench/README.md")
     chosen = options.parse_args(arguments)
 
     def work(say: Say) -> None:
         if chosen.list:
             print("\n".join(architectures()))
-            return
-        if chosen.page:
-            write_page(Path(chosen.page).read_text(encoding="utf-8"), ROOT / "bench" / "README.md")
             return
         torch.set_num_threads(1)
         about, wrong = provenance(), 0

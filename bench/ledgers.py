@@ -13,8 +13,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blindformer.parties.session.spool import Spool, audit_tag
-from blindformer.parties.session.spool.ledger import Entry, Keys, Ledger
+from blindformer.parties.session.ledger import Entry, Keys, Ledger, audit_tag
+from blindformer.parties.session.spool import Spool
 
 DIARY = "diary.txt"
 

@@ -216,36 +216,11 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
         "notes": list(NOTES),
         "skipped": None if chosen.spu_python else SPU_SKIPPED,
     }
-    if chosen.plot:
-        plot(chosen.plot, report)
     return report
 
 
 def _title(report: Report) -> str:
     return f"{report['model']}, length {report['length']}, {report['weights']} weights, plan {report['plan']}"
-
-
-def plot(file: Path, report: Report) -> None:
-    """One picture: seconds and megabytes of everybody, offline work in a lighter shade. Errors: BenchError."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BenchError("matplotlib is not installed; run: pip install -e '.[plots]'") from None
-    rows = report["rows"]
-    figure = Figure(figsize=(10, 0.6 * len(rows) + 1.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    names = [f"{row['name']} ({row['parties']})" for row in rows]
-    for axes, unit, key, scale in ((left, "seconds", "s", 1), (right, "MB, all parties", "bytes", 1e-6)):
-        online, offline = ([scale * (row[f"{phase}_{key}"] or 0) for row in rows] for phase in ("online", "offline"))
-        axes.barh(names, online, color="#2a6f97", label="online")
-        axes.barh(names, offline, left=online, color="#a9d6e5", label="offline, ahead")
-        axes.set_xlim(0, 1.05 * max(a + b for a, b in zip(online, offline, strict=True)))
-        axes.set_xlabel(unit)
-        axes.grid(axis="x", alpha=0.3)
-    left.invert_yaxis()
-    right.legend(frameon=False)
-    figure.suptitle(_title(report), fontsize=10)
-    figure.savefig(file, dpi=150)
 
 
 def show(report: Report) -> list[Table | str]:
@@ -269,7 +244,6 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--repeat", type=int, default=1, help="queries of ours and runs of the peers' (default 1)")
     options.add_argument("--parties", type=int, nargs="*", default=[2, 3], help="of protocol crypten (default 2 3)")
     options.add_argument("--spu-python", metavar="PATH", help="a Python with spu 0.9.5 and jax (default: without SPU)")
-    options.add_argument("--plot", type=Path, metavar="FILE", help="a picture of it (extra `plots`)")
     return carry_out(options, arguments, measure, show, packages=["crypten"])
 
 

@@ -12,13 +12,12 @@ from typer import Option
 
 from ..parties.certificates.issuing import make_certificates
 from ..parties.cli import options
-from ..parties.cli.commands import CommandEntry, Without
+from ..parties.cli.commands import CommandEntry
 from ..parties.cli.output import console, print_json, show_next, spare_folder, table
 from ..parties.cli.progress import Phases
 from ..parties.cli.receipt import ReceiptOptions
 from ..parties.cli.steps import check_output, loading
-from ..parties.receipts.spending import Spending
-from ..parties.receipts.statement import Signer
+from ..parties.receipts.statement import Signer, Spending
 from .settings import FederateSettings
 
 SETTINGS = options.SettingsOption(
@@ -60,15 +59,12 @@ def federate(
     settings: Annotated[list[str] | None, SETTINGS.option("alpha=0.5")] = None,
     node_config: Annotated[
         list[str] | None,
-        Option(
-            help="Terms, 'least-noise=1.0 needs-secagg=true most-rounds=20'; N:TERMS: of client N. May be repeated."
-        ),
-        Without("--engine ray"),
+        Option(help="Clients' terms: least-noise=1.0; N:TERMS: of client N. May be repeated."),
     ] = None,
     engine: Annotated[
-        Literal["here", "processes", "ray"],
+        Literal["here", "processes"],
         Option(
-            help="Where clients run: here: this process; processes: SuperNodes over TLS; ray: Ray's workers.",
+            help="Where clients run: here: this process; processes: SuperNodes over TLS.",
         ),
     ] = "here",
     plot: Annotated[
@@ -83,7 +79,7 @@ def federate(
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
-    """Train among clients that keep their examples, simulated or in processes; write a model with its plan."""
+    """Train a model among clients that keep their examples, simulated or in processes."""
     given = SETTINGS.read(settings)
     check_output("--plot", plot, "a picture", ".png")
     prices, spending = vouched.reckon(config=config), Spending(children=True)
@@ -94,7 +90,6 @@ def federate(
         from ..models.distillation.checkpoints import check_new
         from ..protocols.errors import writing
         from .deploy import deploy as in_processes
-        from .deploy import simulate
         from .examples import TABLE, dataset_of, deal
         from .federate import WORK, rounds_figure
         from .federate import federate as run
@@ -122,12 +117,8 @@ def federate(
             phases.step("rounds", round_.number, total)
             phases.note("rounds", _line(round_))
 
-        if engine == "ray":
-            result = simulate(out, progress=show, **chosen.model_dump(exclude_unset=True))
-        elif engine == "processes":
-            result = in_processes(out, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
-        else:
-            result = run(out, dataset, nodes=nodes, progress=show, **chosen.model_dump(exclude_unset=True))
+        wanted: dict[str, Any] = {"nodes": nodes, "progress": show, **chosen.model_dump(exclude_unset=True)}
+        result = in_processes(out, **wanted) if engine == "processes" else run(out, dataset, **wanted)
     spent = spending.so_far()
     if form == "json":
         print_json({"folder": str(result.folder), **result.report})

@@ -3,14 +3,11 @@
 They talk over TLS; the SuperLink takes registered nodes only, each known by its own key (P-384). No process is started
 again here: rounds go on without a node that has ended, and the end of the SuperLink ends the command, which resumes
 from the last round. Across machines Compose or systemd restart them (deploy/federated.yaml, docs/federated.md).
-
-Flower's simulation is the same without nodes: the SuperLink has Ray's workers play the clients.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
@@ -67,25 +64,13 @@ def deploy(
     out: str | Path, *, nodes: Nodes | None = None, progress: Progress | None = None, **settings: Any
 ) -> Federated:
     """Train as `federate` does, in processes of Flower's deployment engine. Errors: FederateError."""
-    return _carried_out(Deployment, Path(out).absolute(), progress, FederateSettings(**settings), nodes)
-
-
-def simulate(out: str | Path, *, progress: Progress | None = None, **settings: Any) -> Federated:
-    """Train as `federate` does, with Ray's workers as clients, several at a time. Errors: FederateError."""
-    if importlib.util.find_spec("ray") is None:
-        raise FederateError("Flower's simulation needs Ray; run: pip install 'blindformer[simulation]'")
-    return _carried_out(Simulation, Path(out).absolute(), progress, FederateSettings(**settings))
-
-
-def _carried_out(
-    kind: type[Deployment], out: Path, progress: Progress | None, chosen: FederateSettings, nodes: Nodes | None = None
-) -> Federated:
+    out, chosen = Path(out).absolute(), FederateSettings(**settings)
     check_needed(nodes or {}, chosen)
     check_new(out, out / WORK)
     chosen = settle(chosen, dataset_of(chosen))
     with (
         tempfile.TemporaryDirectory(prefix="blindformer-federate-") as folder,
-        kind(chosen, Path(folder), nodes) as run,
+        Deployment(chosen, Path(folder), nodes) as run,
     ):
         run.start()
         run.submit(out)
@@ -107,11 +92,11 @@ class Deployment:
 
     def start(self) -> None:
         """SuperLink, keys, registrations, SuperNodes. Errors: FederateError."""
-        self._start_link("--enable-supernode-auth")
+        self._start_link()
         for number in range(self.settings.clients):
             self.start_node(number, registered=True)
 
-    def _start_link(self, *kind: str) -> None:
+    def _start_link(self) -> None:
         certs = self.folder / "certs"
         make_certificates(certs, roles=[LINK])
         (self.folder / "home").mkdir()
@@ -121,7 +106,7 @@ class Deployment:
         )
         self._start(LINK, [
             "flower-superlink", "--ssl-certfile", f"{certs / LINK}.pem", "--ssl-keyfile", f"{certs / LINK}.key",
-            "--ssl-ca-certfile", f"{certs / 'ca.pem'}", *kind,
+            "--ssl-ca-certfile", f"{certs / 'ca.pem'}", "--enable-supernode-auth",
             "--database", str(self.folder / "state.db"), "--host", "127.0.0.1", "--port", str(self.ports[0]),
             "--disable-runtime-dependency-installation",
         ])  # fmt: skip
@@ -267,22 +252,6 @@ class Deployment:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # they share the cores; and one repeats exactly
             "PATH": os.pathsep.join([programs, os.environ.get("PATH", "")]),
         }
-
-
-class Simulation(Deployment):
-    """One process, `superlink`, whose workers are Ray's."""
-
-    def start(self) -> None:
-        self._start_link("--simulation")
-
-    def submit(self, out: Path, *options: str) -> None:
-        size = f"num-supernodes={self.settings.clients} client-resources-num-cpus=1"
-        super().submit(out, "--federation-config", size, *options)
-
-    def _environment(self) -> dict[str, str]:
-        # Without an address Ray joins whatever cluster somebody has started on this machine.
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        return {**super()._environment(), "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": address}
 
 
 def new_node_key(file: Path) -> Path:

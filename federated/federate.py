@@ -25,8 +25,7 @@ from ..models.loading.heads import save_model
 from ..models.loading.huggingface import huggingface
 from ..models.loading.media import image_of
 from ..parties.receipts.receipt import Receipt, issue_federated
-from ..parties.receipts.spending import Consumption
-from ..parties.receipts.statement import Signer
+from ..parties.receipts.statement import Consumption, Signer
 from ..parties.reports.evaluation import COLOURS, PRIVATE, new_figure, png
 from ..versions import spoken_version, versions
 from .client import client_app

@@ -53,26 +53,25 @@ def compile_folder(
     progress: Progress | None = None,
     kept: Unfinished | None = None,
 ) -> Path:
-    """Compile a model into `folder`: DIR/server for its owner, DIR/client for every client.
+    """Compile a model into a folder, and return it: DIR/server for its owner, DIR/client for every client.
 
-    model        a folder that save_pretrained wrote, a Hugging Face id, or a result of `load`
-    lengths      numbers of tokens; a text is padded to the shortest that fits (default: those of 32, 64, 128 that the
-                 model takes). A model of images has none
-    plan         a preset's name, or a plan (calibrated or not); default: `own_plan`
-    calibration  typical texts (default: built-in ones), or images: files, folders or PIL images. Never a user's
-    embedding    "client": the embedding block is released to the client; "private": it stays with the server
-    weights      "private": the server's; "public": open to every computing party; or patterns of names by either
-                 (default: private; with an adapter the base's are public, and the adapter's are always private)
-    outputs      names of the model's outputs to compute and reveal (default: all)
-    texts        texts or images of one query (default: 1; for encrypted queries as many as fill its ciphertexts)
-    samples      of a sound, at least; the longest to calibrate on sets it, too
-    progress     called with (what, done, total): the present step, and the part of the whole work that is done
-                 (default: steps go to the log `blindformer`)
-    kept         measurements of an earlier, unfinished compilation; this one adds its own
+        bf.compile_folder("minilm", "compiled", lengths=[32, 128])
 
-    A program of only sums and products is also planned for encrypted queries.
+    model        a folder that `save_pretrained` wrote, a hub id, a packaged model, or a result of `load`
+    lengths      padded lengths in tokens (default: those of 32, 64, 128 that the model takes); not for images
+    plan         a preset's name or a plan (default: the model's own, else "faithful")
+    calibration  typical texts, or files, folders or PIL images; never a user's (default: built-in texts)
+    embedding    "client": every client gets the embedding block (default); "private": the server keeps it
+    weights      "private", "public" or patterns, as in `compile` (default: private; the base of an adapter is public)
+    outputs      names of outputs to compute and reveal (default: all)
+    texts        texts or images of one query (default: 1; for encrypted queries as many as fit)
+    samples      of audio, at least; longer calibration audio raises it
+    progress     called with (what, done, total) (default: steps are logged)
+    kept         measurements of an interrupted compilation, to reuse and extend
 
-    Errors: LoadError, ArtifactError, TooDeep, and those of `compile`.
+    A program of sums and products also serves encrypted queries.
+
+    Raises LoadError, ArtifactError, TooDeep, and the errors of `compile`.
     """
     check_free(Path(folder))
     check_embedding(embedding)
@@ -82,19 +81,14 @@ def compile_folder(
     loaded = model if isinstance(model, Loaded) else load(model)
     plan = own_plan(loaded.folder) if plan is None else plan
     options: dict[str, Any] = {"embedding": embedding, "weights": weights, "outputs": outputs, "kept": kept}
-    medium = loaded.task.medium
     chosen = Plan.preset(plan) if isinstance(plan, str) else plan
     first = 1.0 if texts is not None or _divides(chosen) else 0.5  # then the number of texts is found, for the second
+    check_one_pass(loaded)
+    inputs = typical_inputs(loaded, lengths, calibration, samples)
 
     def compiled(rows: int, progress: Progress) -> dict[int, Compiled]:
-        if medium is not None:
-            of_files: dict[str, Any] = {"rows": rows, "samples": samples, "progress": progress}
-            return {0: compile_files(loaded, calibration, plan, **of_files, **options)}
-        wanted = lengths or default_lengths(loaded)
-        return compile_lengths(loaded, wanted, plan, texts=calibration, rows=rows, progress=progress, **options)
+        return compile_alike(loaded, inputs, plan, rows=rows, progress=progress, **options)
 
-    if medium is not None and lengths:
-        raise LoadError(f"{loaded.name}: takes {medium.word}s, which have no lengths; leave --lengths out")
     programs = compiled(texts or 1, part_of(progress, 0, first))
     circuits = _circuits(programs, part_of(progress, first, 1))
     room = min((circuit.packing.room for circuit, _ in circuits.values()), default=1)
@@ -186,85 +180,62 @@ def compile_lengths(
     plan: Plan | str = "faithful",
     *,
     texts: Sequence[str] | None = None,
-    embedding: str = "client",
-    weights: Weights | None = None,
-    outputs: list[str] | None = None,
-    progress: Progress | None = None,
-    rows: int = 1,
-    kept: Unfinished | None = None,
+    **options: Any,
 ) -> dict[int, Compiled]:
     """A text model's program for each length, the shortest first. `texts` calibrate them all, cut to each length.
-    `rows`: texts of one query.
+    `options`: of `compile_alike`.
 
     One plan serves all lengths, so that a text's answer hardly depends on what it is padded to, and weights that are
     encoded alike are stored and sent once.
     """
+    return compile_alike(loaded, typical_inputs(loaded, lengths, texts), plan, **options)
+
+
+def compile_alike(
+    loaded: Loaded,
+    inputs: Mapping[int, Batches],
+    plan: Plan | str,
+    *,
+    rows: int = 1,
+    weights: Weights | None = None,
+    progress: Progress | None = None,
+    kept: Unfinished | None = None,
+    **options: Any,
+) -> dict[int, Compiled]:
+    """A program for the inputs of each length, all with one plan, which they calibrate together.
+
+    inputs   of `typical_inputs`
+    rows     texts, images or sounds of one query
+    options  of `compile`: embedding, outputs
+    """
     check_one_pass(loaded)
-    wanted, kept = checked_lengths(loaded, lengths), kept or Unfinished()
+    kept, calibrating = kept or Unfinished(), part_of(progress, 0, CALIBRATED)
+    parts = {length: kept.part(f"{length} tokens, {rows} rows") for length in inputs}
     with TRACING:
-        calibrating = part_of(progress, 0, CALIBRATED)
-        shares = {
-            length: part_of(calibrating, at / len(wanted), (at + 1) / len(wanted)) for at, length in enumerate(wanted)
-        }
-        parts = {length: kept.part(f"{length} tokens, {rows} rows") for length in wanted}
         batches = {
-            length: _within(loaded, plan, _texts(loaded, length, texts), shares[length], parts[length])
-            for length in wanted
+            length: _within(
+                loaded, plan, some, part_of(calibrating, at / len(inputs), (at + 1) / len(inputs)), parts[length]
+            )
+            for at, (length, some) in enumerate(inputs.items())
         }
         together = [batch for some in batches.values() for batch in _together(some)]
         plan = _calibrated(loaded, plan, together, calibrating, kept)
-    programs = {}
-    work = {length: length * len(batches[length]) for length in wanted}
-    for length in wanted:
-        done = sum(work[shorter] for shorter in wanted if shorter < length)
+    programs: dict[int, Compiled] = {}
+    work = {length: max(length, 1) * len(some) for length, some in batches.items()}
+    for length, some in batches.items():
+        done = sum(work[earlier] for earlier in programs)
         start, end = (CALIBRATED + (1 - CALIBRATED) * part / sum(work.values()) for part in (done, done + work[length]))
         programs[length] = compile(
             loaded.model,
-            _in_rows(batches[length], rows),
+            _in_rows(some, rows),
             plan,
-            embedding=embedding,
             weights=loaded.weights(weights),
-            outputs=outputs,
-            progress=part_of(progress, start, end, f"{length} tokens: " if len(wanted) > 1 else ""),
+            progress=part_of(progress, start, end, f"{length} tokens: " if len(inputs) > 1 else ""),
             name=loaded.name,
             kept=parts[length],
+            **options,
         )
     return programs
-
-
-def compile_files(
-    loaded: Loaded,
-    files: Sequence[Any] | None,
-    plan: Plan | str = "faithful",
-    *,
-    embedding: str = "client",
-    weights: Weights | None = None,
-    outputs: list[str] | None = None,
-    progress: Progress | None = None,
-    rows: int = 1,
-    samples: int = 0,
-    kept: Unfinished | None = None,
-) -> Compiled:
-    """A model of images or sounds, calibrated on `files`: files, folders of them, PIL images, or samples (default:
-    those beside the model).
-
-    `rows`: images or sounds of one query. `samples`: of a sound, at least; the longest to calibrate on sets it, too.
-    """
-    check_one_pass(loaded)
-    chosen, kept = typical_files(loaded, files), kept or Unfinished()
-    with TRACING:
-        samples = max(samples, loaded.task.samples(chosen))
-        calibrating = part_of(progress, 0, CALIBRATED)
-        batches = _within(loaded, plan, [loaded.encode_file(item, samples) for item in chosen], calibrating, kept)
-        plan = _calibrated(loaded, plan, _together(batches), calibrating, kept)
-    batches, compiling = _in_rows(batches, rows), part_of(progress, CALIBRATED, 1)
-    options: dict[str, Any] = {
-        "embedding": embedding,
-        "weights": loaded.weights(weights),
-        "outputs": outputs,
-        "name": loaded.name,
-    }
-    return compile(loaded.model, batches, plan, progress=compiling, kept=kept.part(f"{rows} rows"), **options)
 
 
 def check_one_pass(loaded: Loaded) -> None:
@@ -277,7 +248,7 @@ def check_one_pass(loaded: Loaded) -> None:
 
 
 def typical_files(loaded: Loaded, files: Sequence[Any] | None) -> list[Any]:
-    """Images or sounds to calibrate on: those given, as of `compile_files`, or those beside the model; of many, some.
+    """Images or sounds to calibrate on: those given, as of `compile_folder`, or those beside the model; of many, some.
 
     Errors: LoadError, InputError.
     """
@@ -297,13 +268,24 @@ def typical_files(loaded: Loaded, files: Sequence[Any] | None) -> list[Any]:
     return [chosen[int(i * step)] for i in range(min(MOST_IMAGES, len(chosen)))]
 
 
-def typical_inputs(loaded: Loaded, lengths: Iterable[int] | None, given: Sequence[Any] | None) -> dict[int, Batches]:
-    """What a model is calibrated on, by length: `given`, or what `compile_folder` takes in its place. Of images and
-    sounds the length is 0. Errors: LoadError, InputError."""
-    if loaded.task.medium is not None:
-        return {0: [loaded.encode_file(item) for item in typical_files(loaded, given)]}
-    wanted = checked_lengths(loaded, lengths or default_lengths(loaded))
-    return {length: _texts(loaded, length, given) for length in wanted}
+def typical_inputs(
+    loaded: Loaded, lengths: Iterable[int] | None, given: Sequence[Any] | None, samples: int = 0
+) -> dict[int, Batches]:
+    """What a model is calibrated on, by length: `given`, cut to each, or what `compile_folder` takes in its place. Of
+    images and sounds the length is 0. `samples`: of a sound, at least; the longest sets it, too.
+
+    Errors: LoadError, InputError.
+    """
+    medium = loaded.task.medium
+    if medium is not None:
+        if lengths:
+            raise LoadError(f"{loaded.name}: takes {medium.word}s, which have no lengths; leave --lengths out")
+        files = typical_files(loaded, given)
+        samples = max(samples, loaded.task.samples(files))
+        return {0: [loaded.encode_file(item, samples) for item in files]}
+    return {
+        length: _texts(loaded, length, given) for length in checked_lengths(loaded, lengths or default_lengths(loaded))
+    }
 
 
 def _texts(loaded: Loaded, length: int, texts: Sequence[str] | None) -> Batches:

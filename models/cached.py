@@ -60,9 +60,7 @@ def cached(
     Errors: LoadError, and those of `make`.
     """
     part_of(progress, 0, 0)("the model", 0, 1)
-    name, place = locate(model)
-    plan = own_plan(place) if plan is None else plan
-    folder = cache / COMPILED / _key(name, place, plan, options)
+    folder, place, plan = _named(model, cache, plan, options)
     try:
         read(folder)
         with suppress(OSError):  # of somebody else
@@ -75,6 +73,23 @@ def cached(
         share(folder, cache / SHARED)
         kept.remove()
     return folder
+
+
+def cached_lengths(model: str | Path, cache: Path, plan: Plan | str | None, options: Mapping[str, Any]) -> list[int]:
+    """What the folder of `cached` with these is compiled for; empty: there is none yet. Errors: LoadError."""
+    try:
+        return list(read_json(_named(model, cache, plan, options)[0] / "client" / "client.json")["lengths"])
+    except (ArtifactError, KeyError):
+        return []
+
+
+def _named(
+    model: str | Path, cache: Path, plan: Plan | str | None, options: Mapping[str, Any]
+) -> tuple[Path, Path, Plan | str]:
+    """(The folder in `cache`, that or the file of the model itself, its plan.) Errors: LoadError."""
+    name, place = locate(model)
+    plan = own_plan(place) if plan is None else plan
+    return cache / COMPILED / _key(name, place, plan, options), place, plan
 
 
 def _key(name: str, place: Path, plan: Plan | str, options: Mapping[str, Any]) -> str:

@@ -28,8 +28,8 @@ from .loudness import AnswerOutOfRange, Level, calibrated_levels, check_levels, 
 from .lowering.client_graph import behind, run_prelude
 from .lowering.export import Traces, export, not_run, run_model
 from .lowering.lower import Inputs, LoweredGraph, lower
-from .lowering.problems import LoweringError
 from .lowering.structure import Structure, tensors_of
+from .lowering.values import LoweringError
 from .open_weights import PRIVATE, Weights, open_weights
 from .program.interpreter import interpret
 from .program.program import PreludeStep, Program, ProgramError, constant_digest
@@ -74,9 +74,11 @@ class Logged:
 class Compiled:
     """A program and each party's part of it.
 
-    `weights`: the server's, ring integers by name. `constants`: public ring integers. `client_tensors`: what the
-    client's prelude reads (the released embedding block and public tables). `structure`: of its output. `levels`:
-    how loud the client's values were in calibration.
+    weights         the server's: ring integers by name
+    constants       public ring integers by name
+    client_tensors  what the client computes in the clear: the embedding block and public tables
+    structure       of the model's output
+    levels          sizes of the client's values in calibration
     """
 
     program: Program
@@ -94,20 +96,20 @@ class Compiled:
     parts: dict[str, Compiled] = field(default_factory=dict, repr=False)
 
     def encode_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The client's sources for one query: its prelude in the clear, then fixed point."""
+        """The client's inputs of one query as ring integers, after its computations in the clear."""
         return encode_client(self.program, self.client_tensors, self.client_scales, inputs, levels=self.levels)
 
     def encode_known(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What all parties compute for one run, as public constants."""
+        """What all parties know of one run, as public constants."""
         program = self.program
         return encode_client(program, self.client_tensors, self.client_scales, inputs, program.known)
 
     def decode(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Ring results -> float32 tensors by output name. Errors: AnswerOutOfRange."""
+        """Float32 tensors by output name, from ring integers. Raises AnswerOutOfRange."""
         return decode_outputs(self.program, outputs)
 
     def answer(self, outputs: Mapping[str, Tensor]) -> Any:
-        """Decoded outputs in the form that the model itself returns."""
+        """Decoded outputs in the model's own output class."""
         return self.structure.fill(outputs)
 
 
@@ -173,24 +175,24 @@ def compile(
 ) -> Compiled:
     """Compile a model for inputs of the example's shapes.
 
-    model       a module, a result of `load`, or a folder's or model's name
-    example     keyword arguments of the model's forward, or several batches of the same shapes: all calibrate, the
-                first is exported
-    plan        a preset's name (calibrated here) or a calibrated plan
-    outputs     names of the model's outputs to compute and reveal to the client (default: all): `logits`; for a tuple,
-                `hidden_states` or one element, such as `hidden_states.0`
-    embedding   "client": the embedding block is released to the client; "private": its table stays with the server
-    weights     "private": the server's (default); "public": open to every computing party; or patterns of parameters'
-                names by either (models/open_weights.py). What `load` put on as an adapter is private
-    progress    called with (what, done, total): the present step, and the part of the whole work that is done
-    inputs      inputs that are not only the client's: public ones, or state that is kept from run to run
-    like        the same model at other shapes: its ranges and its states' scales are reused, and one batch is enough
-    states      fractional bits of states that another program keeps, by name
-    traces      traces of the model at other shapes; one that fits the example is reused
-    kept        measurements of an earlier, unfinished compilation; this one adds its own
+        compiled = bf.compile(model, batches, plan="faithful")
 
-    Errors: LoweringError (operations without a rule, a parameter with NaN), ProgramError, PlanError, CalibrationError,
-    WeightsError: one line each.
+    model      a module, a result of `load`, or a folder's or model's name
+    example    keyword arguments of the model's forward, or several batches of the same shapes, which all calibrate
+    plan       a preset's name, which is calibrated here, or a calibrated plan
+    outputs    names of outputs to compute and reveal (default: all); of a tuple, one element: "hidden_states.0"
+    embedding  "client": every client gets the embedding block (default); "private": the server keeps it
+    weights    "private": the server's (default); "public": every computing party's; or patterns of parameter names.
+               An adapter that `load` added is private
+    precision  of encrypted queries (default: measured)
+    progress   called with (what, done, total)
+    inputs     inputs that are public, or state that is kept between runs (default: all are the client's)
+    like       the same model at other shapes, whose ranges and scales are reused; one batch is enough
+    states     fractional bits of states that another program keeps, by name
+    traces     traces of the model at other shapes, to reuse
+    kept       measurements of an interrupted compilation, to reuse and extend
+
+    Raises LoweringError, ProgramError, PlanError, CalibrationError and WeightsError.
     """
     check_embedding(embedding)
     batches = [example] if isinstance(example, Mapping) else list(example)

@@ -63,8 +63,8 @@ class Encrypted:
         return self.decode(self.reply(self.keys.encrypt(values)))
 
     def reply(self, request: Mapping[int, Any], progress: Callable[[int, int], None] | None = None) -> dict[int, Any]:
-        """What the server makes of a request's ciphertexts, by number: computed, and hidden (hiding.py)."""
-        from ..protocols.ckks.hiding import hide
+        """What the server makes of a request's ciphertexts, by number: computed, and hidden (computing.py)."""
+        from ..protocols.ckks.computing import hide
 
         answers = self.evaluator.run(request, self.keys.evaluation, progress)
         return hide(self.evaluator.ring, answers, self.keys.evaluation)
@@ -138,14 +138,14 @@ def can_be_encrypted(program: Program) -> bool:
     return program.needs() <= set(find("ckks").offers)
 
 
-def circuit_for(compiled: Weighted, degree: int | None = None) -> Chosen:
-    """The circuit of a compiled model, and parameters at 128 bits in the least ring that holds it (or `degree`).
+def circuit_for(compiled: Weighted) -> Chosen:
+    """The circuit of a compiled model, and parameters at 128 bits in the least ring that holds it.
 
     Errors: ProgramError for another plan's program, TooDeep, CkksError.
     """
     check_offers(compiled.program, find("ckks"))
     program = compiled.program
-    return plan(program.instructions, program.outputs, _known(compiled), program.client, degree)
+    return plan(program.instructions, program.outputs, _known(compiled), program.client)
 
 
 def circuit_in(compiled: Weighted, facts: CircuitNeeds) -> Circuit:

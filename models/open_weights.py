@@ -19,7 +19,7 @@ _SHOWN = 6  # names in a message
 
 
 class WeightsError(BlindformerError):
-    """A choice of open weights that does not fit the model."""
+    """A choice of public weights that does not fit the model."""
 
 
 @dataclass(frozen=True)

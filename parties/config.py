@@ -120,7 +120,7 @@ class SessionSection(_Section):
     protocol: Annotated[str, BeforeValidator(_deployed)] = DEFAULT
     topology: Literal["dealer", "helper"] = "dealer"
     audits: float = Field(default=0.0, ge=0, le=0.75, allow_inf_nan=False)
-    """Fraction of runs in which the server audits the client, such as 0.25 (default: none); only in topology dealer."""
+    """Fraction of runs that audit the client (default: none)."""
     timeout: Seconds = 60.0
 
 
@@ -237,7 +237,7 @@ class ClientSection(_Section):
     device: Device = "cpu"
     """Where it computes: cpu, cuda, or one of several GPUs, such as cuda:1."""
     adapter: str = ""
-    """The adapter's name in the compiled folder; of a public model, your adapter's folder (default: the base)."""
+    """Name of an adapter in the folder; of a public model, your adapter's folder (default: none)."""
     pad: bool = False
     """Hide how much of a public model is read and said: rows of each pass are filled up to a power of two, and the
     passes of a conversation to a multiple of 16 after each answer."""

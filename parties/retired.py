@@ -64,6 +64,7 @@ _ROWS: list[tuple[str, dict[str, str]]] = [
         "--adaptive": "is a setting now: write --set adaptive=true",
         "--deploy": "is called --engine processes now",
     }),
+    ("tune", {"--heads": "leave it out: the table of smaller models says what fewer heads and layers lose"}),
     ("demo gateway precompute", {"--threads": "leave it out: one thread computes"}),
     ("up", {"--threads": "is of compile: blindformer compile MODEL --threads N --out FOLDER, then up FOLDER"}),
     ("up gateway", {"--key-file": key("key in [gateway]")}),

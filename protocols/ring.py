@@ -69,10 +69,10 @@ def narrowed(integers: Tensor) -> Tensor:
     return integers.clone()
 
 
-def signed(value: int, bits: int = 64) -> int:
-    """A Python integer modulo 2^bits, in two's complement."""
-    half = 1 << (bits - 1)
-    return (value + half) % (1 << bits) - half
+def signed(value: int) -> int:
+    """A Python integer modulo 2^64, in two's complement."""
+    half = 1 << 63
+    return (value + half) % (1 << 64) - half
 
 
 def logical_shift(x: Tensor, bits: int, width: int = 64) -> Tensor:

@@ -77,7 +77,6 @@ SLOW = (
     "parties/client/test_talk_faults.py",
     "parties/gateway/test_page.py",
     "parties/service/encrypted/test_digits.py",
-    "parties/service/test_levels.py",
     "parties/session/spool/test_agree.py::test_two_replicas_of_one_store_use_nothing_twice",
     "parties/session/test_tensors.py",
     "parties/test_adapters.py::test_a_model_that_writes",
@@ -314,6 +313,18 @@ def call(monkeypatch, capsys):
             signal.signal(signal.SIGTERM, before)
         code, (printed, errors) = ended.value.code, capsys.readouterr()
         return (code if isinstance(code, int) else 0), printed, without_note(errors)
+
+    return run
+
+
+@pytest.fixture
+def report_of(call):
+    """`report_of(*arguments)`: what a command prints with `--format json`, which ends in order."""
+
+    def run(*arguments, **options) -> dict:
+        code, printed, errors = call(*arguments, "--format", "json", **options)
+        assert code == 0, errors
+        return json.loads(printed)
 
     return run
 

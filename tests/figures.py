@@ -1,14 +1,33 @@
-"""The pages' tables of measured figures, from the results that the benches have left in bench/results."""
+"""The pages' tables of measured figures, from the results that the benches have left in bench/results.
+
+Each table names the commit that it was measured at. An entry of the changelog that ends with `(changes figures: NAME)`
+makes bench/results/NAME stale until it is measured anew, or the changelog's list of what is missing admits it:
+`- Old figures: NAME`. tests/test_figures.py holds the results to that.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parents[1] / "bench" / "results"
 MODELS = {"minilm": "MiniLM-L6", "bert-base": "BERT-base", "smollm2": "SmolLM2, a token"}
 MB = 1e6
+LEVELS = {
+    "x86-64-v4-vnni": "AVX-512 with VNNI",
+    "x86-64-v4": "AVX-512",
+    "x86-64-v3": "AVX2",
+    "x86-64": "any x86-64",
+    "torch": "no kernels (`torch`)",
+}
+CHANGELOG = RESULTS.parents[1] / "CHANGELOG.md"
+CHANGES = re.compile(r"\(changes figures: ([\w-]+(?:, [\w-]+)*)\)")
+OURS = "blindformer, beaver"
+PEERS = ("peers-minilm-32.json", "peers-minilm-128.json")
+OLD = re.compile(r"^- Old figures: ([\w-]+(?:, [\w-]+)*)", re.MULTILINE)
 
 
 def results() -> str:
@@ -18,7 +37,7 @@ def results() -> str:
         "| largest error beside the approximated model | memory of a party |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    reports = {(report["model"], report["plan"]): report for report in _lines("latency-128.jsonl")}
+    reports = {(report["model"], report["plan"]): report for report in kept("latency-128.jsonl")}
     for (model, plan), report in reports.items():
         lines.append(
             f"| {MODELS[model]} | {plan} | {report['plaintext_s']:.3f} s | {report['online_s']:.2f} s "
@@ -31,16 +50,16 @@ def results() -> str:
     lines += [
         "",
         f"MiniLM `faithful` beside float32: largest error of a token's vector {faithful['max_abs_error']:.4f}, cosine "
-        f"at least {int(faithful['cosine_min'] * 1e5) / 1e5:.5f}. {_machine(faithful)}.",
+        f"at least {int(faithful['cosine_min'] * 1e5) / 1e5:.5f}. {_provenance(faithful, 'latency-128')}.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def costs() -> str:
-    """The README's table: open models, then private ones."""
+    """The README's table, of models with their real weights: public ones, then private ones."""
     lines = ["| model, plan | weights | in the clear | online | traffic, online + offline |", "|---|---|---|---|---|"]
-    open_ones = [report for report in _lines("open-models.jsonl") if report["plan"] == "faithful"]
-    for report in [*open_ones, *_lines("latency-128.jsonl")]:
+    open_ones = [report for report in kept("open-models.jsonl") if report["plan"] == "faithful"]
+    for report in [row for row in [*open_ones, *kept("latency-128.jsonl")] if row["weights"] == "real"]:
         token = "_per_token" if "plaintext_s_per_token" in report else ""
         owner = "public" if report["protocol"] == "delegated" else "private"
         clear, online = (report[f"{name}_s{token}"] for name in ("plaintext", "online"))
@@ -71,7 +90,7 @@ def many() -> str:
         parts.append("\n")
     parts.append(
         "Time and traffic: plain CrypTen's figure over the row's, of the same run. Bytes are of all parties. "
-        f"{_machine(_peers(128))}, one thread a party.\n"
+        f"{_provenance(_peers(128), 'peers-minilm-128')}, one thread a party.\n"
     )
     return "".join(parts)
 
@@ -93,7 +112,7 @@ def open_models() -> str:
         "| | plan | in the clear | online | online, offline traffic | rounds | beside float32 |",
         "|---|---|---|---|---|---|---|",
     ]
-    reports = _lines("open-models.jsonl")
+    reports = kept("open-models.jsonl")
     for report in reports:
         if "length" in report:
             what, clear, online = f"{MODELS[report['model']]}, {report['length']} tokens", "plaintext_s", "online_s"
@@ -110,22 +129,137 @@ def open_models() -> str:
             f"({report[online] / report[clear]:.1f}x) | {sent[0] / MB:.2f}, {sent[1] / MB:.2f} MB | {sent[2]:.0f} "
             f"| {near} |"
         )
-    return "\n".join([*lines, "", f"{_machine(reports[0])}, loopback with TLS, every answer checked."]) + "\n"
+    return (
+        "\n".join([*lines, "", f"{_provenance(reports[0], 'open-models')}, loopback with TLS, every answer checked."])
+        + "\n"
+    )
 
 
-def _lines(name: str) -> list[dict[str, Any]]:
+def levels() -> str:
+    """The table of bench/README.md of processors' levels."""
+    reports = kept("levels.jsonl")
+    by_level = {(r["model"], r["plan"], r["machine"]["level"]): r for r in reports}
+    lines = [f"| | | {' | '.join(LEVELS.values())} |", f"|{'---|' * (2 + len(LEVELS))}"]
+    for model, plan in dict.fromkeys((r["model"], r["plan"]) for r in reports):
+        row = [by_level[model, plan, level] for level in LEVELS]
+        clear = " | ".join(f"{r['plaintext_s']:.3f} s" for r in row)
+        online = " | ".join(f"{r['online_s']:.2f} s ({r['online_over_plaintext']:.1f}x)" for r in row)
+        offline = " | ".join(f"{r['offline_s']:.2f} s" for r in row)
+        lines.append(f"| {MODELS[model]} {plan} | in the clear | {clear} |")
+        lines += [f"|  | online | {online} |", f"|  | offline | {offline} |"]
+    return "\n".join([*lines, "", f"{_provenance(reports[0], 'levels')}."]) + "\n"
+
+
+def architectures() -> str:
+    """The table of bench/README.md of what runs in private."""
+    from blindformer.bench.architectures import page_table
+
+    rows = kept("architectures.json")
+    return f"{page_table(rows)}\n{_provenance(rows[0], 'architectures')}.\n"
+
+
+def accuracy() -> str:
+    """The table of docs/distillation.md."""
+    columns = {"UCI, seed 0": "uci-0", "seed 1": "uci-1", "seed 2": "uci-2"}
+    columns["Rotten Tomatoes, seed 0"] = "rotten_tomatoes-0"
+    found = [
+        {(row["student"], row["name"], row["protocol"]): row for row in kept(f"{name}.json")[0]["rows"]}
+        for name in columns.values()
+    ]
+    private = [row["distilled", "approximated", "beaver"] for row in found]
+    alike = [f"{100 * row['agreement']['clear']['value']:.1f} %" for row in private]
+    rows = {
+        "teacher (MiniLM, fine-tuned), float32": ("distilled", "teacher", "torch"),
+        "`fast`, untouched": ("distilled", "approximated, untouched", "torch"),
+        "`fast`, distilled, fixed point (`clear`)": ("distilled", "approximated", "clear"),
+        "`fast`, 3 layers, fixed point (`clear`)": ("3 layers", "approximated", "clear"),
+    }
+    counts = [str(row["distilled", "teacher", "torch"]["count"]) for row in found]
+    cells = {"test texts": counts} | {
+        what: [f"{100 * row[key]['accuracy']['value']:.1f} %" for row in found] for what, key in rows.items()
+    }
+    cells[f"agrees with `clear`, of {private[0]['count']} texts in private sessions"] = alike
+    head = [f"| 8-bit linears, whole test set | {' | '.join(columns)} |", f"|{'---|' * (1 + len(columns))}"]
+    return "\n".join([*head, *(f"| {what} | {' | '.join(row)} |" for what, row in cells.items())]) + "\n"
+
+
+def wraps() -> str:
+    """The table of docs/comparison.md of wrong truncations."""
+    names = ("inferences", "elements", "wrong", "inferences_hit")
+    sums: dict[str, list[int]] = {}
+    for row in (row for report in kept("wraps-minilm-32.json") for row in report["rows"]):
+        before = sums.get(row["name"], [0] * len(names))
+        sums[row["name"]] = [total + row[name] for total, name in zip(before, names, strict=True)]
+    head = (
+        "| MiniLM-L6, faithful, length 32, two parties | inferences | truncated elements | wrong by more than a unit "
+    )
+    lines = [f"{head}| inferences with one |", f"|{'---|' * 5}"]
+    lines += [f"| {name} | {' | '.join(f'{total:,}' for total in totals)} |" for name, totals in sums.items()]
+    return "\n".join(lines) + "\n"
+
+
+def in_words() -> dict[str, Callable[[], str]]:
+    """Figures in sentences, each by the name of its part."""
+    encrypted = "he-uci-0-1-layer.json"
+    return {
+        "public-factor": lambda: f"{kept('open-models.jsonl')[0]['online_over_plaintext']:.1f}",
+        "private-factor": lambda: f"{kept('latency-128.jsonl')[2]['online_over_plaintext']:.0f}",
+        "encrypted-accuracy": lambda: f"{100 * kept(encrypted)[0]['accuracy']['clear']['value']:.0f} %",
+        "encrypted-seconds": lambda: f"{kept(encrypted)[0]['ckks']['cpu_s'] / kept(encrypted)[0]['rows']:.1f}",
+        "federated-loss": lambda: f"{kept('federated-digits.json')[0]['rows'][1]['below']:.1f}",
+    }
+
+
+def stale(changelog: str, before: Mapping[str, list[str]]) -> set[str]:
+    """Results that more entries call changed now than at a commit of theirs. `before`: its changelog, by result."""
+    return {
+        name for name, texts in before.items() for text in texts if _changes(changelog, name) > _changes(text, name)
+    }
+
+
+def named(changelog: str) -> set[str]:
+    """Results that entries call changed or old."""
+    return {name for names in CHANGES.findall(changelog) for name in names.split(", ")} | admitted(changelog)
+
+
+def admitted(changelog: str) -> set[str]:
+    """Results that the changelog says are older than the code."""
+    return {name for names in OLD.findall(changelog) for name in names.split(", ")}
+
+
+def exact() -> Iterator[tuple[str, tuple[str, str, int, str], tuple[int, int, int]]]:
+    """Of results of sessions: name; model, plan, length and whose weights; bytes online and offline, and rounds."""
+    for file in ("costs.json", "latency-128.jsonl", "levels.jsonl", "open-models.jsonl", *PEERS):
+        for report in kept(file):
+            for row in [report | {"weights_are": "private"} | row for row in report.get("rows", [report])]:
+                if "length" in row and row.get("layers", 6) == 6 and row.get("name", OURS) == OURS:
+                    kind = (row["model"], row["plan"], row["length"], row["weights_are"])
+                    yield file.partition(".")[0], kind, (row["online_bytes"], row["offline_bytes"], row["rounds"])
+
+
+def kept(name: str) -> list[dict[str, Any]]:
+    """The lines of a file of results."""
     return [json.loads(line) for line in (RESULTS / name).read_text(encoding="utf-8").splitlines()]
 
 
 def _peers(length: int) -> dict[str, Any]:
-    return json.loads((RESULTS / f"peers-minilm-{length}.json").read_text(encoding="utf-8"))
+    return kept(f"peers-minilm-{length}.json")[0]
 
 
 def _over(plain: dict[str, Any], row: dict[str, Any]) -> list[str]:
     return [f"{plain[name] / row[name]:.1f}" for name in ("online_s", "online_bytes")]
 
 
-def _machine(report: dict[str, Any]) -> str:
+def _provenance(report: dict[str, Any], name: str) -> str:
+    """On what and at which commit a result was measured, and whether the code has changed since."""
     machine, versions = report["machine"], (report if "versions" in report else report["blindformer"])["versions"]
     level = f"Level {machine['level']}, " if "level" in machine else ""
-    return f"{level}{machine['cpu']}, {machine['cores']} cores, torch {versions['torch']}"
+    old = ", older than the code" if name in admitted(CHANGELOG.read_text(encoding="utf-8")) else ""
+    return (
+        f"{level}{machine['cpu']}, {machine['cores']} cores, torch {versions['torch']}, "
+        f"commit {report['commit'][:7]}{old}"
+    )
+
+
+def _changes(changelog: str, name: str) -> int:
+    return sum(name in names.split(", ") for names in CHANGES.findall(changelog))

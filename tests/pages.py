@@ -1,7 +1,7 @@
 """The documentation's pages: their blocks, what their commands print, and the tables that the code makes.
 
 `python tests/pages.py` writes what the commands print, and what the code makes, into the pages (test_docs.py says how
-blocks are marked). With `--tables` it runs no command.
+blocks are marked). With `--tables` it runs no command, and only writes tables and pictures.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import IO, Any
 from blindformer.tests.forked import Forked
 from blindformer.tests.levels import without_note
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.pictures import PICTURES
 from blindformer.tests.reference import renewed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,9 +165,15 @@ def write_files(page: Path, folder: Path) -> dict[str, str]:
     return {free: port for port, free in ports.items()}
 
 
+HELD: list[socket.socket] = []
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
+    """A port where nobody listens, held so that no other process gets it; who asks for it by its number does."""
+    HELD.append(sock := socket.socket())
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    return sock.getsockname()[1]
 
 
 def shown(block: Block) -> list[str]:
@@ -231,6 +238,8 @@ def write(tables_only: bool) -> None:
         if after != before:
             page.write_text(after, encoding="utf-8")
             print(f"{page.relative_to(ROOT)} renewed")
+    for name, draw in PICTURES.items():
+        (ROOT / "docs" / f"{name}.svg").write_text(draw(), encoding="utf-8")
 
 
 if __name__ == "__main__":

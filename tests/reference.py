@@ -8,7 +8,7 @@ import inspect
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,39 +81,41 @@ def errors() -> str:
 
 
 def options() -> str:
-    """Options with the same text in several commands in one table; then a table of the others for each command."""
+    """Options with the same text in several commands in one list; then a list of the others for each command, with the
+    rules about other options."""
     from blindformer.tests.pages import leaves
 
-    def row(item: Any) -> tuple[str, str]:
+    def row(command: Any, item: Any) -> tuple[str, str, str]:
         name = item.opts[0] if item.opts[0][0] == "-" else item.make_metavar()
         default = "" if item.required or item.default in (None, False) else f" Default: `{item.default}`."
-        return f"`{name}`", f"{item.help}{default}".replace("|", "\\|")
+        rules = "".join(map(str, command.rules.get(item.name, ())))
+        return f"`{name}`", f"{item.help.removesuffix(rules)}{default}", rules
 
     rows = {
-        " ".join(path): [row(item) for item in command.params if not getattr(item, "hidden", item.name == "help")]
+        " ".join(path): [
+            row(command, item) for item in command.params if not getattr(item, "hidden", item.name == "help")
+        ]
         for path, command in leaves().items()
     }
-    counts = Counter(row for own in rows.values() for row in own if row[0][:2] == "`-")
+    counts = Counter(row[:2] for own in rows.values() for row in own if row[0][:2] == "`-")
     shared: dict[str, str] = {}  # of several texts of one option, the most frequent
     for (name, text), count in counts.most_common():
         if count > 1:
             shared.setdefault(name, text)
-
-    def table(title: str, own: Iterable[tuple[str, str]]) -> str:
-        common = ", ".join(name for name, text in own if shared.get(name) == text and title)
-        lines = [f"| {name} | {text} |" for name, text in own if shared.get(name) != text or not title]
-        heading = ["| option | meaning |", "|---|---|", *lines, ""] if lines else []
-        return "\n".join([f"### Options of `{title}`" if title else "### Common options", "", *heading]) + (
-            f"\nCommon options: {common}\n" if common else ""
-        )
-
-    return "\n".join(table(*part) for part in [("", sorted(shared.items())), *rows.items()])
+    parts = ["### Common options", "", *(f"- {name}: {text}" for name, text in sorted(shared.items()))]
+    for title, own in rows.items():
+        parts += ["", f"### Options of `{title}`", ""]
+        parts += [f"- {name}: {text}{rules}" for name, text, rules in own if shared.get(name) != text]
+        common = [f"{name}{rules.lower().rstrip('.')}" for name, text, rules in own if shared.get(name) == text]
+        parts += [f"- Common options: {', '.join(common)}."] if common else []
+    return "\n".join(parts) + "\n"
 
 
 GENERATED = {"approximations": approximations, "python": python, "errors": errors, "options": options}
 GENERATED |= {"results": figures.results, "costs": figures.costs, "many": figures.many, "compared": figures.compared}
-GENERATED["open"] = figures.open_models
-PART = re.compile(rf"(<!-- ({'|'.join(GENERATED)}):start -->\n).*?(?=<!-- \2:end -->)", re.DOTALL)
+GENERATED |= {"open": figures.open_models, "levels": figures.levels, "accuracy": figures.accuracy}
+GENERATED |= {"wraps": figures.wraps, "architectures": figures.architectures, **figures.in_words()}
+PART = re.compile(rf"(<!-- ({'|'.join(GENERATED)}):start -->\n?).*?(?=<!-- \2:end -->)", re.DOTALL)
 
 
 def renewed(page: str) -> str:
@@ -138,22 +140,24 @@ def _methods(cls: type) -> list[tuple[str, Any]]:
 def _row(name: str, method: Any) -> str:
     """With the first sentence of its docstring."""
     sentence = re.split(r"\.(?=\s)", (inspect.getdoc(method) or "").split("\n\n")[0])[0].rstrip(".")
-    arguments = "" if isinstance(method, property) else _signature(method, typed=False)
+    arguments = "" if isinstance(method, property) else _signature(method)
     return f"| `{name}{arguments}` | {' '.join(sentence.split())} |".replace("``", "`")
 
 
 def _documented(title: str, value: Any) -> str:
     text = [f"## `{title}`", ""]
     if signature := _signature(value):
-        text += ["```python", _wrapped(f"{title.removeprefix('bf.')}{signature}"), "```", ""]
+        text += ["```python", textwrap.fill(f"{title}{signature}", WIDTH, subsequent_indent="    "), "```", ""]
     for paragraph in (inspect.getdoc(value) or "").split("\n\n"):
-        columns = re.search(r"^\s|\S {2,}\S|\bbf\.\w+\(", paragraph, re.MULTILINE)
-        text += ["```text", paragraph, "```", ""] if columns else [paragraph.replace("``", "`"), ""]
+        if language := "python" if paragraph[0] == " " else "text" if re.search(r"\S {2,}\S", paragraph) else "":
+            text += [f"```{language}", textwrap.dedent(paragraph), "```", ""]
+        else:
+            text += [paragraph.replace("``", "`"), ""]
     return "\n".join(text)
 
 
-def _signature(value: Any, typed: bool = True) -> str:
-    """As it is written: annotations are not evaluated. `typed`: with them."""
+def _signature(value: Any) -> str:
+    """As it is written, without types: `help` shows these."""
     if inspect.isclass(value) and value.__init__ in (object.__init__, Exception.__init__):
         return ""
     source = inspect.unwrap(value.__init__ if inspect.isclass(value) else value)
@@ -165,28 +169,7 @@ def _signature(value: Any, typed: bool = True) -> str:
     everything = node.args
     if everything.args and everything.args[0].arg in ("self", "cls"):
         everything.args.pop(0)
-    if not typed:
-        for argument in ast.walk(everything):
-            if isinstance(argument, ast.arg):
-                argument.annotation = None
-        return f"({ast.unparse(everything)})"
-    returned = f" -> {ast.unparse(node.returns)}" if node.returns and not inspect.isclass(value) else ""
-    return f"({ast.unparse(everything)}){returned}"
-
-
-def _wrapped(signature: str) -> str:
-    """A parameter a line, if it is long."""
-    if len(signature) <= WIDTH:
-        return signature
-    head, _, rest = signature.partition("(")
-    parts, depth = [""], 0
-    for character in rest:
-        depth += (character in "([{") - (character in ")]}")
-        if depth < 0:
-            break
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    tail = rest[sum(map(len, parts)) + len(parts) - 1 :]
-    return "\n".join([f"{head}(", *(f"    {part.strip()}," for part in parts), tail])
+    for argument in ast.walk(everything):
+        if isinstance(argument, ast.arg):
+            argument.annotation = None
+    return f"({ast.unparse(everything)})"

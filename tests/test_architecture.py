@@ -96,15 +96,6 @@ def test_imports_inside_the_package_are_relative():
     assert wrong == []
 
 
-def test_the_library_never_imports_tests_or_benchmarks():
-    assert [
-        f"{name(path)}:{line}"
-        for path in files(*MAY_IMPORT)
-        for line, target in imports(path)
-        if target in ("tests", "bench")
-    ] == []
-
-
 def test_no_circle_of_imports():
     arrows = {
         name(path): {file_of(module) for _, module in imported(path)} - {None, name(path)}

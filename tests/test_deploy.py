@@ -51,7 +51,7 @@ def test_shell_blocks_are_shell_and_name_commands_that_exist(page):
                 if Path(before).name == "blindformer" and not word.startswith(("/", "-", ".")):
                     assert word in names, line
             for word in words:
-                if word.startswith("docs/"):
+                if word.startswith(("docs/", "deploy/")):
                     assert (ROOT / word).exists(), line
 
 

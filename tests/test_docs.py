@@ -43,6 +43,7 @@ from blindformer.tests.pages import (
     shown,
 )
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.pictures import PICTURES
 from blindformer.tests.reference import ROOMS, renewed
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
@@ -101,10 +102,16 @@ def test_links_and_paths_lead_somewhere():
             assert there or path in ("server/", "client/", "dealer/"), f"{page.name} speaks of {path}"
 
 
-@pytest.mark.parametrize("page", ["approximations", "cli", "errors", "python"])
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name + "/" + page.stem)
 def test_what_the_code_makes_is_as_the_code_is(page):
-    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     assert renewed(text) == text, "run: .venv/bin/python tests/pages.py --tables"
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_are_of_the_results_that_are_kept(name):
+    drawn = (ROOT / "docs" / f"{name}.svg").read_text(encoding="utf-8")
+    assert PICTURES[name]() == drawn, "run: .venv/bin/python tests/pages.py --tables"
 
 
 def test_messages_of_the_errors_page_are_the_codes():

@@ -17,21 +17,15 @@ def test_a_file_has_its_name_when_it_is_whole_and_its_mode_from_the_first_byte(t
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("new", [False, True])
-def test_after_an_error_the_old_one_is_there_and_nothing_else(tmp_path, new):
+@pytest.mark.parametrize(
+    ("new", "last", "error"), [(False, None, TypeError), (True, None, TypeError), (True, b"whole", FileExistsError)]
+)
+def test_after_an_error_the_old_one_is_there_and_nothing_else(tmp_path, new, last, error):
+    """A new file replaces nobody's."""
     path = tmp_path / "key"
     path.write_bytes(b"old")
-    with pytest.raises(TypeError), whole_file(path, new=new) as stream:
-        stream.writelines([b"half", None])
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_new_file_replaces_nobodys(tmp_path):
-    path = tmp_path / "key"
-    path.write_bytes(b"old")
-    with pytest.raises(FileExistsError), whole_file(path, new=True) as stream:
-        stream.write(b"mine")
+    with pytest.raises(error), whole_file(path, new=new) as stream:
+        stream.writelines([b"half", last])
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

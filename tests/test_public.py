@@ -71,13 +71,6 @@ def test_every_error_of_the_package_is_a_blindformer_error():
     assert {name for name in own if "BlindformerError" not in above[name]} <= SIGNALS
 
 
-def test_one_except_catches_a_bad_plan():
-    with pytest.raises(bf.BlindformerError, match="unknown preset 'nothing'"):
-        bf.Plan.preset("nothing")
-    with pytest.raises(bf.BlindformerError, match="unknown key 'sofmax'"):
-        bf.Plan(sofmax="exp")
-
-
 def test_the_version_is_said_once_and_everywhere():
     installed = importlib.metadata.version("blindformer")
     assert bf.__version__ == installed

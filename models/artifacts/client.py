@@ -16,8 +16,7 @@ from ..loading.answers import read_answer
 from ..loading.huggingface import InputError
 from ..loading.media import read_processor
 from ..loading.task import Item, Task
-from ..loading.truncation import IN_PYTHON, TooLong, Truncation, WaysOut, truncation_of
-from ..loading.windows import TextWindow
+from ..loading.truncation import IN_PYTHON, TextWindow, TooLong, Truncation, WaysOut, truncation_of
 from ..loudness import Level
 from ..program.program import ProgramError
 from .circuits import CircuitPart, read_circuit, texts_of

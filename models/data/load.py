@@ -41,18 +41,21 @@ def load_data(
     validation: float = 0.1,
     skip_bad: bool = False,
 ) -> Dataset:
-    """A data set by its name, from a table (CSV, TSV, JSON lines, Parquet), or from a folder that `datasets` wrote.
-    NAME=FOLDER is a named data set whose files are not in their usual place.
+    """Load a data set by name, from a table (CSV, TSV, JSON lines, Parquet), or from a folder of `datasets`.
 
-    text, label  columns of a file or folder (default: found by their usual names); several of texts, with commas, are
-                 joined
-    encoding     of a file (default: by its byte order mark, else UTF-8)
-    test         share of the final test set; validation: share of the rest, for choosing an epoch
-    seed         of the split. A source with its own split keeps it
-    skip_bad     leave out rows of a table that cannot be read (default: they are an error)
+        data = bf.load_data("tickets.csv", text="subject,body", label="queue")
 
-    Texts are unescaped from HTML, and only one of several that differ only in case, spaces and punctuation is kept.
-    Errors: DataError, one line with the remedy.
+    what          a name, NAME=FOLDER for its files elsewhere, a file, or a folder
+    seed          of the split, unless the source has its own
+    text, label   columns (default: usual names); several text columns, with commas, are joined
+    encoding      of a file (default: by its byte order mark, else UTF-8)
+    test          fraction for the final test
+    validation    fraction of the rest, for choosing an epoch
+    skip_bad      leave out rows that cannot be read (default: raise)
+
+    HTML entities are decoded. Of texts that differ only in case, spaces and punctuation, one is kept.
+
+    Raises DataError.
     """
     known = {one.name: one for one in sources()}
     name, _, place = str(what).partition("=")

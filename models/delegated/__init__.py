@@ -3,10 +3,8 @@
 layers.py      the layers of one model in groups: those of a group read one input
 calls.py       answers the calls of linear layers while a model runs
 sequences.py   which groups a pass calls, with how many rows: known before its first message
-integers.py    a group's weights as integers
-padding.py     rows beside the real ones, so that lengths stay hidden
-memory.py      layers that a client with memory to spare computes by itself
-manifest.py    what parties agree on, and the folder of their weights
+running.py     the passes of a model; rows beside the real ones, so that lengths stay hidden
+manifest.py    a group's weights as integers, and what parties agree on
 """
 
 from __future__ import annotations

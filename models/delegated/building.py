@@ -17,7 +17,7 @@ from ..loading.load import Loaded, load
 from ..unfinished import Unfinished
 from .folder import check_part, save_delegated, write_integers
 from .head import compile_head, head_of, without_head
-from .integers import plan_name, ring_of
+from .manifest import plan_name, ring_of
 from .part import delegated_part
 
 
@@ -51,7 +51,7 @@ def delegate_folder(
     loaded = model if isinstance(model, Loaded) else load(model, mapped=True)
     whole, private = loaded, None
     if head:
-        name, typical = head_of(whole.model), typical_inputs(whole, lengths, calibration)
+        name, typical = head_of(whole.model, whole.name), typical_inputs(whole, lengths, calibration)
         private = name, compile_head(whole, name, plan_name(plan), typical, part_of(progress, 0, 0.5))
         loaded, _ = without_head(whole, name)
     quantising = part_of(progress, 0.5 if head else 0, 0.9)

@@ -126,7 +126,7 @@ def load_part(folder: str | Path, adapter: str | Path | None = None, memory: flo
     loaded, head = load(source, mapped=True), None
     loaded.name = about["name"]
     if (place / HEAD).is_dir():
-        loaded, stand_in = without_head(loaded, head_of(loaded.model))
+        loaded, stand_in = without_head(loaded, head_of(loaded.model, loaded.name))
         head = PrivateHead(stand_in, load_client(place / HEAD))
         if adapter:
             raise DelegationError(f"adapter {adapter}: is put on a public model, and this one has a private head")

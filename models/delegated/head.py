@@ -83,14 +83,15 @@ def bound(head: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
     return dict(inspect.signature(head.forward).bind(*inputs).arguments)
 
 
-def head_of(model: nn.Module) -> str:
-    """The part that stands beside the base model. Errors: DelegationError where it is not one part."""
+def head_of(model: nn.Module, called: str = "model") -> str:
+    """The part that stands beside the base model. Errors: DelegationError of the model `called` so, where it is not one
+    part."""
     base = "model" if isinstance(model, SentenceEncoder) else getattr(model, "base_model_prefix", "")
     parts = [name for name, part in model.named_children() if part.state_dict()]
     beside = [name for name in parts if name != base]
     if base not in parts or len(beside) != 1 or getattr(model, "can_generate", lambda: False)():
         what = f"has {', '.join(beside) or 'nothing'} beside its base, and a private head is one part"
-        raise DelegationError(f"model: {what}; say what is private by name: --weights NAME=private")
+        raise DelegationError(f"{called}: {what}; say what is private by name: --weights NAME=private")
     return beside[0]
 
 

@@ -26,13 +26,10 @@ from ..loading.load import BUCKETS, Loaded
 from ..loading.speech import windowed
 from ..loading.task import Task
 from .head import PrivateHead
-from .integers import ring_of
-from .manifest import DelegatedModel, Manifest, fill, prepare
-from .memory import check_weights, groups_within
-from .padding import Recorder, row_class
+from .manifest import DelegatedModel, Manifest, fill, prepare, ring_of
 from .rows import DelegatedRows
-from .running import DelegatedRunner
-from .sequences import DelegationError, GroupCalls, sequence_of
+from .running import DelegatedRunner, Recorder, row_class
+from .sequences import DelegationError, GroupCalls, check_weights, groups_within, sequence_of
 
 _TEXT = "The quick brown fox jumps over the lazy dog."
 _SOURCE = "source"
@@ -70,7 +67,7 @@ class DelegatedPart(ClientPart):
         return self.conversation
 
     def keep_layers(self, memory: float, inputs: Mapping[str, Any], stored: dict[str, Tensor]) -> None:
-        """Compute here what fits so many bytes (memory.py). `inputs`: usual ones; `stored`: weights that are in files.
+        """Compute here what fits so many bytes. `inputs`: usual ones; `stored`: weights that are in files.
 
         Errors: DelegationError.
         """

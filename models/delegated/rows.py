@@ -13,8 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
 from ..generation.decoder import GenerationError
-from .padding import PASSES, PaddedCarrier
-from .running import Carrier, DelegatedRunner
+from .running import PASSES, Carrier, DelegatedRunner, PaddedCarrier
 from .sequences import GroupCalls, sequence_of
 
 Attempt = Callable[[Callable[[Carrier], Any]], Any]

@@ -8,6 +8,7 @@ text, so the client computes it itself.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -138,17 +139,16 @@ class Layers:
 def delegated_layers(
     module: nn.Module,
     run: Callable[[], Any],
-    keep: Collection[str] = (),
     fill: Callable[[Collection[str]], bool] = lambda names: False,
 ) -> Layers:
-    """The layers of a model that can be delegated. `run` calls the model, and does the same each time. `keep`:
-    parameters that stay with the client anyhow, as those of an adapter do, which is the client's own. `fill` gives
-    these parameters their numbers, and says whether one of them had none yet.
+    """The layers of a model that can be delegated. `run` calls the model, and does the same each time. The
+    parameters of an adapter stay with the client, whose own it is. `fill` gives these parameters their numbers, and
+    says whether one of them had none yet.
 
     Errors: DelegationError, where none can.
     """
     index = ParameterIndex(module)
-    kept = {*keep, *filter(is_added, index.parameters)}
+    kept = set(filter(is_added, index.parameters))
 
     def other() -> Any:
         changed = module.register_forward_pre_hook(
@@ -245,3 +245,60 @@ def group_with(groups: Sequence[LayerGroup], layer: LinearLayer) -> int:
         if layer in group.layers:
             return number
     raise DelegationError(f"{layer.parameter}: is called otherwise than when the model was prepared; prepare it again")
+
+
+# Layers that a client computes by itself, where it has memory to spare: fewer rounds and fewer bytes.
+#
+# A call of a group is a round, whatever its size. So the groups go first that take the least memory for a round; of
+# equals, those that send the most for it. Of a Transformer block these are the attention's output, and then its
+# queries, keys and values. Server and dealer see fewer calls, and nothing else changes for them.
+
+
+_UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
+_FORM = re.compile(rf"(\d+(?:\.\d+)?) ?({'|'.join(_UNITS)})")
+
+
+def read_memory(text: str) -> float:
+    """Bytes; an empty text is none. Errors: DelegationError."""
+    match = _FORM.fullmatch(text.strip())
+    if match is None and text:
+        raise DelegationError(f"client memory {text!r}: is no size; give one such as 200MB or 1.5GB")
+    return float(match[1]) * _UNITS[match[2]] if match else 0.0
+
+
+def groups_within(
+    memory: float, groups: Sequence[LayerGroup], sequence: GroupCalls, parameters: Mapping[str, Tensor]
+) -> list[int]:
+    """The groups that a client with so many bytes computes. `sequence`: of a usual pass.
+
+    Errors: DelegationError where nothing would be left to others.
+    """
+    calls = Counter(group for group, _ in sequence)
+    names = [{layer.parameter for layer in group.layers} for group in groups]
+    sizes = [sum(parameters[name].nbytes for name in some) for some in names]
+
+    def order(number: int) -> tuple[float, float]:
+        group = groups[number]
+        return sizes[number] / calls[number], -(group.inputs + 2 * group.outputs) / sizes[number]
+
+    chosen: list[int] = []
+    counted: set[str] = set()
+    for number in sorted(calls, key=order):
+        more = sum(parameters[name].nbytes for name in names[number] - counted)
+        if more <= memory:
+            memory -= more
+            counted |= names[number]
+            chosen.append(number)
+    if len(chosen) == len(calls):
+        raise DelegationError("client memory: has room for the whole model; compute it where the text is, or give less")
+    return chosen
+
+
+def check_weights(matrix: Tensor, integers: Tensor, scale: Tensor) -> None:
+    """Whether weights [outputs, inputs] are those that were rounded to these integers: only these are in the manifest.
+
+    Errors: DelegationError.
+    """
+    for rows, whole, unit in zip(*(one.split(1024) for one in (matrix, integers, scale)), strict=True):
+        if not bool(((rows - whole * unit[:, None]).abs() <= unit[:, None]).all()):
+            raise DelegationError("weights: are not those of the manifest; prepare the model again")

@@ -57,7 +57,7 @@ def read_budget(text: str) -> QueryBudget:
 
 @dataclass(frozen=True)
 class Affordable:
-    """`prices`: of the numbers of layers that were priced."""
+    """How many layers a budget allows. `prices`: by number of layers, of those that were priced."""
 
     budget: QueryBudget
     layers: int

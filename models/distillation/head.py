@@ -46,14 +46,17 @@ class TrainedHead:
 def train_head(
     model: str | Path | Loaded, data: str | Path | Dataset, out: str | Path, *, seed: int = 0, length: int = LONGEST
 ) -> TrainedHead:
-    """Train a linear head on a sentence encoder's embeddings, and write a classifier's folder that every command takes.
+    """Train a linear classifier on a sentence encoder's embeddings, and write its folder.
 
-    model    `minilm-fast`, another sentence encoder, or a result of `load`; it is not changed
-    data     a data set, or an argument of `load_data`; `seed`: of its split
-    out      a new folder. It contains the encoder's plan, if there is one
-    length   tokens that texts are cut at
+        bf.train_head("minilm-fast", "tickets.csv", "tickets")
 
-    Errors: BlindformerError (DistillError, DataError, LoadError, PlanError), one line with the remedy.
+    model   a sentence encoder's name or folder, or a result of `load`; it does not change
+    data    a data set, or an argument of `load_data`
+    out     a new folder, with the encoder's plan if there is one
+    seed    of the data's split
+    length  tokens at which texts are cut
+
+    Raises DistillError, DataError, LoadError and PlanError.
     """
     loaded, out = model if isinstance(model, Loaded) else load(model), Path(out)
     encoder = loaded.model

@@ -94,22 +94,22 @@ def distill(
     say: Say | None = None,
     **settings: Any,
 ) -> Distilled:
-    """Train a student that computes with a plan's approximations to answer as a teacher does.
+    """Train a student that uses a plan's approximations to answer as a teacher does.
 
-    teacher    a classifier's folder; an encoder (for example `minilm`) is fine-tuned on the data first, and stored
-               in out/teacher. `vit`: a compact Transformer of patches, trained on the data's images first
-    data       a data set, or an argument of `load_data`
-    out        a new folder. An unfinished run of the same settings in it is resumed, exactly
-    transfer   another data set, whose texts the teacher answers for the student; its labels are ignored
-    start      a student of the same teacher with as many layers, as wide or wider, whose weights are gone on from
-               (default: the teacher's own)
-    embeddings train a sentence encoder's embeddings, for any task; labels are ignored. The student of a packaged model
-               is stored as its difference from that model
-    device     where this process trains: "cpu", "cuda", "cuda:1". Processes that `accelerate launch` or torchrun has
-               started share each batch, each on a GPU of its own if there are as many; they need the extra `scale`
-    settings   fields of `DistillSettings`
+        student = bf.distill("./my-classifier", "tickets.csv", "student", plan="fast", layers=2)
 
-    Errors: BlindformerError (DistillError, DataError, LoadError, PlanError), one line with the remedy.
+    teacher     a classifier's folder; an encoder such as "minilm", which is fine-tuned on the data first (out/teacher);
+                or "vit", a small image model that is trained on the data's images first
+    data        a data set, or an argument of `load_data`
+    out         a new folder; an interrupted run with the same settings is resumed exactly
+    plan        a preset's name or a plan
+    transfer    another data set that the teacher labels for the student
+    start       a student of the same teacher to continue, with as many layers (default: the teacher's weights)
+    embeddings  train a sentence encoder's embeddings for any task; labels are ignored
+    device      "cpu", "cuda" or "cuda:1"; processes of `accelerate launch` share each batch (extra `scale`)
+    settings    fields of `DistillSettings`
+
+    Raises DistillError, DataError, LoadError and PlanError.
     """
     chosen, out = DistillSettings(**settings), Path(out)
     check_used([*settings, *([] if transfer is None else ["transfer"])], teacher == VIT, embeddings)

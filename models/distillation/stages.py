@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -241,41 +241,28 @@ class Pupil:
         return blame(extremes(self.student, self.train.batch(indices)), self.start)
 
 
+Compare = Callable[[Tokens, Sequence[int], dict[str, Tensor], States, Processes], Found]
+"""The loss of a batch: of which texts, at these positions, the model's inputs and the teacher's states."""
+
+
 def hidden_stage(pupil: Pupil) -> Stage:
     """Embeddings, hidden states and attention, layer by layer. The models must let their attention be looked at.
 
     Of sentence encoders the hidden states and the sentence's embedding.
     """
-    settings, train, validation = pupil.settings, pupil.train, pupil.validation
-    known, known_validation = pupil.known(train, deep=True), pupil.known(validation, deep=True)
+    settings = pupil.settings
 
     def compare(
-        tokens: Tokens,
-        teacher: TeacherStates,
-        indices: Sequence[int],
-        length: int | None = None,
-        processes: Processes = ALONE,
+        tokens: Tokens, indices: Sequence[int], batch: dict[str, Tensor], theirs: States, processes: Processes
     ) -> Found:
-        batch = tokens.batch(indices, length)
-        ours, theirs = states_of(pupil.student, batch, True), teacher(indices, batch)
+        ours = states_of(pupil.student, batch, True)
         loss, parts = state_loss(ours, theirs, settings.attention_weight, processes)
         if not pupil.embeds:
             return loss, parts
         answers, more = embedding_loss(ours.logits, theirs.logits, processes)
         return loss + answers, parts | more
 
-    def validate() -> dict[str, float]:
-        sums: dict[str, float] = {}
-        for indices in in_order(validation.lengths, settings.batch):
-            error, parts = compare(validation, known_validation, indices)
-            for name, value in (("loss", error.item()), *parts.items()):
-                sums[name] = sums.get(name, 0.0) + value * len(indices) / len(validation)
-        return {**sums, "score": -sums["loss"]}
-
-    def loss(indices: Sequence[int], length: int) -> Found:
-        return pupil.penalised(len(indices), *compare(train, known, indices, length, pupil.processes))
-
-    return Stage("hidden", settings.hidden_epochs, settings.hidden_rate, loss, validate, blame=pupil.blame)
+    return _stage(pupil, "hidden", settings.hidden_epochs, settings.hidden_rate, compare, deep=True)
 
 
 def logit_stage(pupil: Pupil) -> Stage:
@@ -283,29 +270,34 @@ def logit_stage(pupil: Pupil) -> Stage:
 
     Not the most accurate one: on some hundred texts accuracy is noise of a point or two, and the loss is not.
     """
-    settings, train, validation = pupil.settings, pupil.train, pupil.validation
-    known, known_validation = pupil.known(train, deep=False), pupil.known(validation, deep=False)
+    settings = pupil.settings
 
     def compare(
-        tokens: Tokens,
-        teacher: TeacherStates,
-        indices: Sequence[int],
-        length: int | None = None,
-        processes: Processes = ALONE,
+        tokens: Tokens, indices: Sequence[int], batch: dict[str, Tensor], theirs: States, processes: Processes
     ) -> Found:
-        batch, labels = tokens.batch(indices, length), tokens.labels_of(indices)
-        ours, theirs = pupil.student(**batch).logits, teacher(indices, batch).logits
-        return answer_loss(ours, theirs, labels, settings.temperature, settings.soft_weight, processes)
+        ours, labels = pupil.student(**batch).logits, tokens.labels_of(indices)
+        return answer_loss(ours, theirs.logits, labels, settings.temperature, settings.soft_weight, processes)
+
+    return _stage(pupil, "logits", settings.logit_epochs, settings.logit_rate, compare, deep=False)
+
+
+def _stage(pupil: Pupil, name: str, epochs: int, rate: float, compare: Compare, deep: bool) -> Stage:
+    """`deep`: the teacher's hidden states are compared; else answers, which are judged by their labels, too."""
+    train, validation = pupil.train, pupil.validation
+    known, known_validation = pupil.known(train, deep), pupil.known(validation, deep)
 
     def loss(indices: Sequence[int], length: int) -> Found:
-        return pupil.penalised(len(indices), *compare(train, known, indices, length, pupil.processes))
+        batch = train.batch(indices, length)
+        lost = compare(train, indices, batch, known(indices, batch), pupil.processes)
+        return pupil.penalised(len(indices), *lost)
 
     def validate() -> dict[str, float]:
-        figures = judged(pupil.student, validation)
-        lost = sum(
-            compare(validation, known_validation, indices)[0].item() * len(indices) / len(validation)
-            for indices in in_order(validation.lengths, settings.batch)
-        )
-        return {**figures, "loss": lost, "score": -lost}
+        figures, sums = {} if deep else judged(pupil.student, validation), dict[str, float]()
+        for indices in in_order(validation.lengths, pupil.settings.batch):
+            batch = validation.batch(indices)
+            error, parts = compare(validation, indices, batch, known_validation(indices, batch), ALONE)
+            for part, value in (("loss", error.item()), *parts.items()):
+                sums[part] = sums.get(part, 0.0) + value * len(indices) / len(validation)
+        return {**figures, **sums, "score": -sums["loss"]}
 
-    return Stage("logits", settings.logit_epochs, settings.logit_rate, loss, validate, blame=pupil.blame)
+    return Stage(name, epochs, rate, loss, validate, blame=pupil.blame)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import GenerationMixin
 
 from ...approximations import Plan
-from ..building import checked_lengths, default_lengths, typical_files
+from ..building import typical_inputs
 from ..compile import Compiled, Progress
 from ..loading.calibration_texts import calibration_texts
 from ..loading.huggingface import huggingface
@@ -127,16 +127,9 @@ def _sources(
     loaded: Loaded, lengths: Sequence[int] | None, given: Sequence[Any] | None
 ) -> dict[int, list[dict[str, Tensor]]]:
     """What the encoder takes of typical items, by what they are padded to. Errors: LoadError, InputError."""
-    if loaded.task.medium is not None:
-        if lengths:
-            raise GenerationError(f"{loaded.name}: takes sounds, which have no lengths; leave --lengths out")
-        files = [loaded.encode_file(item) for item in typical_files(loaded, given)]
-        return {files[0]["input_features"].shape[-1]: files}
-    texts = list(given or calibration_texts(_SOURCES))
-    return {
-        length: [loaded.encode(text, length, truncate=True) for text in texts]
-        for length in checked_lengths(loaded, lengths or default_lengths(loaded))
-    }
+    sounds = loaded.task.medium is not None
+    inputs = typical_inputs(loaded, lengths, given or (None if sounds else calibration_texts(_SOURCES)))
+    return {files[0]["input_features"].shape[-1]: files for files in inputs.values()} if sounds else inputs
 
 
 def _answer(model: Any, source: Mapping[str, Tensor], chat: Seq2Seq, count: int) -> Tensor:

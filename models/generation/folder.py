@@ -12,7 +12,7 @@ from ...approximations import Plan
 from ..artifacts import save
 from ..artifacts.writing import check_free
 from ..building import compile_beside, compile_folder, own_plan
-from ..cached import cached, is_compiled, marks_of
+from ..cached import cached, cached_lengths, is_compiled, marks_of
 from ..compile import Logged, Progress, part_of
 from ..loading.huggingface import LoadError
 from ..loading.load import KINDS, Loaded, load, locate
@@ -147,9 +147,12 @@ def found_or_compiled_as_it_is(
     adapters: Mapping[str, Path] | None = None,
     progress: Progress | None = None,
     first: Callable[[Path], None] | None = None,
+    loaded: Loaded | None = None,
+    within: bool = False,
 ) -> Path:
     """The same of a model of any kind: a language model for conversations, every other one for whole texts, which are
-    padded to `lengths` (default: as `compile_folder`). `slots`: tokens of a conversation.
+    padded to `lengths` (default: as `compile_folder`). `slots`: tokens of a conversation. `loaded`: the model, where it
+    is loaded already. `within`: a folder of the default lengths will do, if these are among them.
 
     Errors: as `compile_chat_folder`; LoadError for a model that takes no texts, or not so long ones.
     """
@@ -164,14 +167,17 @@ def found_or_compiled_as_it_is(
         return found_or_compiled(model, cache, slots=slots, **common)
     whose = _of_base(weights, adapters)
     options: dict[str, Any] = {"lengths": list(lengths) if lengths else None, "weights": whose}
+    marks = marks_of(None, adapters)
+    if within and set(lengths or ()) <= {*cached_lengths(model, cache, plan, options | {"lengths": None} | marks)}:
+        options["lengths"] = None
 
     def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
-        loaded = load(model)
-        if loaded.task.writes and loaded.kind != "speech":
+        taken = load(model) if loaded is None else loaded
+        if taken.task.writes and taken.kind != "speech":
             raise LoadError(f"{model}: writes about a text, which the gateway has no route for; use run or query")
-        if loaded.task.medium is not None and not loaded.task.writes:
-            raise LoadError(f"{model}: takes {loaded.task.medium.word}s; give a model of texts")
-        write = partial(compile_seq2seq_folder if loaded.task.writes else compile_folder, plan=plan, **options)
-        return compile_beside(model, loaded, adapters or {}, folder, write, progress, kept)
+        if taken.task.medium is not None and not taken.task.writes:
+            raise LoadError(f"{model}: takes {taken.task.medium.word}s; give a model of texts")
+        write = partial(compile_seq2seq_folder if taken.task.writes else compile_folder, plan=plan, **options)
+        return compile_beside(model, taken, adapters or {}, folder, write, progress, kept)
 
-    return cached(model, cache, make, plan, options | marks_of(None, adapters), progress, first=first)
+    return cached(model, cache, make, plan, options | marks, progress, first=first)

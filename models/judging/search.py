@@ -37,7 +37,6 @@ from ..data import Examples
 from ..distillation_settings import DistillError
 from ..loading.load import Loaded
 from .evaluation import Interval, check_classifier, compile_bucket, encode, wilson
-from .removal import mixers, without_head, without_layer
 from .shapes import smaller_model, smaller_shapes
 
 POOL = "pool"
@@ -115,14 +114,6 @@ class Sensitivity:
 
 
 @dataclass(frozen=True)
-class Removal:
-    """A layer left out, or one head silenced. It is no part of a plan: `distill --layers` trains smaller students."""
-
-    what: str
-    quality: Quality
-
-
-@dataclass(frozen=True)
 class Smaller:
     """A smaller model of the same kind, refitted and not trained, with the base plan. `options`: of `distill`, for a
     student of its shape; `price`: of a query."""
@@ -161,7 +152,6 @@ class Found:
     length: int
     exact: Quality
     sensitivities: list[Sensitivity]
-    removals: list[Removal]
     smaller: list[Smaller]
     points: list[Point]
     chosen: Point
@@ -183,7 +173,6 @@ def search(
     metric: str = "accuracy",
     length: int = 32,
     choices: Mapping[str, Sequence[Any]] = CHOICES,
-    heads: bool = False,
     progress: Progress | None = None,
 ) -> Found:
     """Search the mixed plans between `base` and every cheaper choice in every layer.
@@ -197,7 +186,6 @@ def search(
     price        a compiled program -> at least "seconds" of a query
     budget       points of `metric` that may be lost: accuracy on the labels, or agreement with the reference
     length       tokens of a query; texts are padded to it or cut
-    heads        whether to try each attention head, too (a pass over the texts for each)
 
     Errors: SearchError for a model without a list of layers, or an unknown metric; those of calibrating and compiling.
     """
@@ -232,7 +220,6 @@ def search(
     for done, (change, saving) in enumerate(priced, start=1):
         sensitivities.append(Sensitivity(change, judge.quality(with_changes(base, [change])), saving))
         say("sensitivity", done, len(changes))
-    removals = _removals(judge, layers, heads, say)
     smaller = _smaller(judge, base, price, say)
     points = _walk(judge, base, start["seconds"], sensitivities, budget, metric, say)
     ends = {id(points[0]): start, id(points[-1]): price(judge.compiled(points[-1].plan))}
@@ -255,7 +242,6 @@ def search(
         length=length,
         exact=judge.exact,
         sensitivities=sorted(sensitivities, key=lambda s: s.quality.divergence),
-        removals=removals,
         smaller=smaller,
         points=on_the_way,
         chosen=on_the_way[points.index(cheapest)],
@@ -412,23 +398,6 @@ def _try(judge: _Judge, base: Plan, seconds: float, taken: Sequence[Sensitivity]
 def _clashes(item: Sensitivity, taken: Sequence[Sensitivity]) -> bool:
     """A layer has one choice of a kind: the first that was taken."""
     return any((t.change.layer, t.change.kind) == (item.change.layer, item.change.kind) for t in taken)
-
-
-def _removals(judge: _Judge, layers: Sequence[str], heads: bool, say: Progress) -> list[Removal]:
-    """The reference without one layer (its input is its output), and without one head (its part of the mix is zero)."""
-    model, removals = judge.loaded.model, []
-    with judge.as_trained():
-        for done, layer in enumerate(layers, start=1):
-            with without_layer(model.get_submodule(layer)):
-                removals.append(Removal(layer, judge._compare(judge.logits())))
-            say("layers", done, len(layers))
-        parts = [(layer, linear, n) for layer in layers for linear, n in mixers(model, layer)] if heads else []
-        places = [(layer, linear, head, count) for layer, linear, count in parts for head in range(count)]
-        for done, (layer, linear, head, count) in enumerate(places, start=1):
-            with without_head(linear, head, count):
-                removals.append(Removal(f"{layer}, head {head}", judge._compare(judge.logits())))
-            say("heads", done, len(places))
-    return removals
 
 
 def _smaller(judge: _Judge, base: Plan, price: Pricer, say: Progress) -> list[Smaller]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..lowering.problems import LoweringError
+from ..lowering.values import LoweringError
 
 if TYPE_CHECKING:  # importing it takes a while, and who gives a module has no need of it
     from .load import Loaded

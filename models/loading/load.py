@@ -30,7 +30,7 @@ from .huggingface import (
     refused,
 )
 from .media import read_processor
-from .packaged import MINILM, PACKAGED, PACKAGED_NAMES, WHISPER_BASE, check_name, packaged_students
+from .packaged import GIVE_MODEL, MINILM, PACKAGED, WHISPER_BASE, check_name, packaged_students
 from .stored import Stored, emptied, stored_type
 from .students import is_student, read_student
 from .task import Item, Task, score_function
@@ -56,12 +56,12 @@ _FILES = ["*.json", "*.txt", "*.model", "1_Pooling/*", "2_Dense/*"]
 
 @dataclass
 class Loaded:
-    """A model and what feeds it.
+    """A model and what prepares its inputs.
 
-    kind        what it answers (Task.kind)
-    processor   the tokenizer, the image processor or the feature extractor; None if the folder holds none
-    positions   the most tokens the model takes, None where there is no such limit
-    stored      numbers of parameters that have none yet (stored.py)
+    kind        of its answers (Task.kind)
+    processor   the tokenizer, image processor or feature extractor, or None
+    positions   maximum number of tokens, or None
+    stored      numbers of parameters that stay in files (stored.py)
     """
 
     name: str
@@ -78,20 +78,19 @@ class Loaded:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def weights(self, given: Weights | None = None) -> OpenWeights:
-        """Whose the parameters are: an adapter's are private, whatever is said of its base; else as `given` (default:
-        with an adapter the base is public, without one all are private)."""
+        """Owners of the parameters: an adapter's are private, others as `given` (default: a base is public)."""
         added = added_to(self.model)
         chosen = open_weights((PUBLIC if added else PRIVATE) if given is None else given)
         return replace(chosen, private=(*chosen.private, *added))
 
     @property
     def task(self) -> Task:
-        """What a client needs to feed this model and to read its answers, without the model."""
+        """What a client needs to prepare inputs and read answers, without the model."""
         scores = score_function(getattr(self.model, "config", None))
         return Task(self.name, self.kind, self.processor, self.positions, self.labels, scores)
 
     def without_head(self) -> Loaded:
-        """The encoder in it, whose answer is its hidden states. Of a model of texts; the head is lost to this one."""
+        """The encoder alone, whose answer is its hidden states. This object loses its head."""
         model: Any = self.model
         if isinstance(model, MaskedToken):
             model.hook.remove()
@@ -99,11 +98,11 @@ class Loaded:
         return replace(self, model=inner.base_model, kind="encoder", labels={})
 
     def plan(self) -> Plan | None:
-        """The plan in the model's folder, which a distilled student comes with. Errors: PlanError."""
+        """The plan in the model's folder, or None. Raises PlanError."""
         return Plan.load(self.folder) if (self.folder / PLAN_FILE).is_file() else None
 
     def tokens(self, text: Item) -> int:
-        """Tokens of a text or a pair of texts, special ones included."""
+        """Number of tokens of a text or a pair of texts, special tokens included."""
         return self.task.tokens(text)
 
     def length_for(
@@ -113,11 +112,14 @@ class Loaded:
         truncate: Truncation = "off",
         ways: WaysOut = IN_COMMANDS,
     ) -> int:
-        """The length that all `texts` are padded to. `auto`: the least bucket, so that only that is known of them;
-        `exact`: the longest text's own; or a number. `truncate`: not "off" where longer texts will be cut; else `ways`
-        says what to do about them.
+        """The padded length of all `texts`.
 
-        Errors: InputError if a text does not fit, LoadError if the length does not.
+        length    "auto": the smallest bucket that fits, so that others learn only that; "exact": the longest text's; a
+                  number
+        truncate  other than "off" if longer texts will be cut
+        ways      remedies that an error names
+
+        Raises InputError if a text does not fit, LoadError if the length does not.
         """
         most, limit = max(self.tokens(text) for text in texts), self.positions
         if limit is not None and most > limit:
@@ -138,16 +140,16 @@ class Loaded:
         return chosen
 
     def encode(self, text: Item, length: int, truncate: Truncation | bool = False) -> dict[str, Tensor]:
-        """The model's inputs for one text, or two in a tuple, [1, length]. `truncate`: cut what is longer
-        (Task.encode_text)."""
+        """The model's inputs [1, length] for a text or a pair of texts in a tuple. `truncate`: as in
+        Task.encode_text."""
         return self._taken(self.task.encode_text(text, length, truncate))
 
     def examples(self, texts: Sequence[Item], length: int) -> list[dict[str, Tensor]]:
-        """Inputs to calibrate on, made of texts: cut at `length`, and in the form that the task asks for."""
+        """Calibration inputs from texts, cut at `length`."""
         return [self.encode(text, length, truncate=True) for text in self.task.typical(texts)]
 
     def encode_file(self, item: Any, samples: int = 0) -> dict[str, Tensor]:
-        """The model's inputs for one image (a file, or a PIL image) or sound (a file, or samples)."""
+        """The model's inputs for an image (a file, or a PIL image) or audio (a file, or samples)."""
         return self._taken(self.task.encode_file(item, samples))
 
     def _taken(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -156,16 +158,18 @@ class Loaded:
 
 
 def load(name: str | Path, adapter: str | Path | None = None, *, mapped: bool = False) -> Loaded:
-    """Load a model: a folder that `save_pretrained` wrote, a hub id, a GGUF file, a folder with Whisper in the format
-    of CTranslate2, or one from a package, such as `minilm` (`blindformer models` shows all of them).
-    `adapter`: a folder or hub id of a LoRA adapter that peft saved, to put beside its layers, with its head. `mapped`:
-    weights of a language model may stay in its files (`Loaded.stored`).
+    """Load a model, with its head, in float32 and evaluation mode.
 
-    Float32, in evaluation mode. The class is the one that the configuration's `architectures` names, with its head;
-    sentence encoders are pooled inside the model, causal models answer with the next token's logits, masked ones with
-    those of the first mask. HF_HUB_OFFLINE is respected.
+        model = bf.load("minilm")
 
-    Errors: LoadError, one line with the remedy.
+    name     a folder of `save_pretrained`, a hub id, a GGUF file, a CTranslate2 folder of Whisper, or a packaged model
+    adapter  a folder or hub id of a LoRA adapter that peft saved, added with its head
+    mapped   keep weights of a language model in their files (`Loaded.stored`)
+
+    Sentence encoders pool inside the model. Causal models return the next token's logits, masked ones those of the
+    first mask. HF_HUB_OFFLINE is respected.
+
+    Raises LoadError.
     """
     title, folder = locate(name)
     if adapter is not None and not Path(adapter).expanduser().is_dir() and str(adapter).startswith((".", "/", "~")):
@@ -261,10 +265,6 @@ def _folder(name: str) -> Path:
         return path
     if path.exists():
         raise LoadError(f"{name}: is a file; give the folder that holds config.json and model.safetensors")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
-        raise LoadError(
-            f"{name}: there is no such folder; give a model's folder, a hub id like org/name, {PACKAGED_NAMES}"
-        )
     return _download(check_name(name))
 
 
@@ -279,12 +279,9 @@ def _download(name: str) -> Path:
     except HFValidationError:
         raise LoadError(f"{name}: is neither a folder nor a hub id like org/name; check the spelling") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = (
-            "offline and not in the cache" if isinstance(error, LocalEntryNotFoundError) else "not found on the hub"
-        )
-        raise LoadError(
-            f"{name}: no such folder here, and {reason}; give a model's folder, a hub id you may read, {PACKAGED_NAMES}"
-        ) from None
+        offline = isinstance(error, LocalEntryNotFoundError)
+        where = "offline, and in no cache" if offline else "not on the hub, or not for you"
+        raise LoadError(f"{name}: is no folder here, and {where}; {GIVE_MODEL}") from None
     return folder
 
 

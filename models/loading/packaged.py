@@ -25,17 +25,21 @@ PACKAGED = {
     WHISPER_BASE: "automatic-speech-recognition",
 }
 """Models whose weights come in packages, with their tasks."""
-PACKAGED_NAMES = " or ".join([", ".join([*PACKAGED][:-1]), [*PACKAGED][-1]])
+GIVE_MODEL = "give a folder, a hub id, or a packaged model (`blindformer models`)"
 PUBLISHED = (MINILM, *GGUF_PACKAGES, WHISPER_BASE)
 """Those of them that anybody has, as their authors published them."""
 
 
 def check_name(name: str) -> str:
-    """`name`, unless it is nearly that of a packaged model. Errors: LoadError that says which, before a hub is asked.
+    """`name`, unless it can only be a folder that is not there, or is nearly that of a packaged model: before a hub is
+    asked. Errors: LoadError that says which.
 
     Hub ids without an organisation, such as gpt2, are far from all of these names.
     """
-    close = [] if name in PACKAGED else difflib.get_close_matches(name.lower(), PACKAGED, n=1, cutoff=0.8)
-    if close and not os.path.exists(os.path.expanduser(name)):
+    if name in PACKAGED or (name and os.path.exists(os.path.expanduser(name))):
+        return name
+    if close := difflib.get_close_matches(name.lower(), PACKAGED, n=1, cutoff=0.8):
         raise LoadError(f"{name}: there is no such model or folder; did you mean {close[0]}?")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
+        raise LoadError(f"{name}: there is no such folder; {GIVE_MODEL}")
     return name

@@ -17,8 +17,7 @@ from torch import Tensor
 from ...errors import first_line
 from .huggingface import InputError
 from .media import MEDIA, Medium, open_image, open_sound, pieces, pillow
-from .truncation import SIDES, Truncation, truncation_of
-from .windows import OVERLAP, WINDOWED, TextWindow, word_windows
+from .truncation import OVERLAP, SIDES, WINDOWED, TextWindow, Truncation, truncation_of, word_windows
 
 Item = str | tuple[str, str] | Mapping[str, Any]
 """A text, or two that are read together (a question and what it is about), or what a tokenizer made of one: tensors."""

@@ -23,7 +23,7 @@ ALLOWED = frozenset(
     index index_select gather cat stack split chunk unbind contiguous clone alias detach to _to_copy dropout
     type_as ones_like zeros_like full_like new_ones new_zeros arange full ones zeros cumsum im2col one_hot
     constant_pad_nd pad triu tril sin cos log log1p expm1 repeat roll abs square polynomial levels reached
-    exp_by_cell fourier below sides lift_fresh lift_fresh_copy new_full
+    exp_by_cell fourier sides lift_fresh lift_fresh_copy new_full
     scalar_tensor argmax layer_norm repeat_interleave polar log2 exp floor matmul mm bmm addmm linear conv2d relu
     sigmoid tanh erf softplus reciprocal split_with_sizes any all isin remainder sign copy fill slice_scatter
     select_scatter scatter index_put unfold flip max_pool1d keeps unmasked sort argsort topk

@@ -22,9 +22,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from ...errors import BlindformerError, first_line
-from .problems import LoweringError
 from .structure import tensors_of
-from .values import Value, short_name
+from .values import LoweringError, Value, short_name
 
 Exported = tuple[torch.export.ExportedProgram, list[str]]
 """A traced model, and the names of its outputs, in order."""

@@ -29,9 +29,8 @@ from .client_graph import ALLOWED
 from .export import parts_of, sources
 from .lowering import Lowering
 from .masks import is_infinite
-from .problems import LoweringError, Problems
 from .rules.elementwise import as_bits
-from .values import Value, concrete, parameters_of, short_name, type_of, values_in
+from .values import LoweringError, Problems, Value, concrete, parameters_of, short_name, type_of, values_in
 
 MATRIX_PRODUCTS = {
     "linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "convolution", "conv1d", "conv2d", "conv3d",

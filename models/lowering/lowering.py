@@ -14,8 +14,7 @@ from ..graph.graph import Builder, Node
 from ..program.program import PreludeStep
 from .client_graph import operation
 from .export import parts_of
-from .problems import LoweringError
-from .values import Operand, Value, concrete, parameters_of, short_name, values_in
+from .values import LoweringError, Operand, Value, concrete, parameters_of, short_name, values_in
 
 REARRANGES = {
     "to", "_to_copy", "clone", "alias", "contiguous", "detach", "expand", "view", "_unsafe_view", "reshape",

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .problems import LoweringError
+from .values import LoweringError
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ _AGAIN = "copy the newest one here, from whoever runs the CA"
 
 
 class CertificateError(BlindformerError):
-    """A certificate, key or list of this side is missing, expired, revoked, of another role, or not from this CA."""
+    """A certificate, key or list of this party is missing, expired, revoked, of another role, or not from this CA."""
 
 
 @dataclass(frozen=True)

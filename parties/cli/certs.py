@@ -53,7 +53,7 @@ def make(
     force: Force = False,
     form: options.Form = "text",
 ) -> None:
-    """Make a CA and a certificate for each role (or for the dealer and each party). Only you can read the keys."""
+    """Make a CA and a certificate for each role or party. Only you can read the keys."""
     from ..certificates.issuing import HOSTS, ROLES, make_certificates
     from ..certificates.tls_folder import CA_KEY, CertificateError
 
@@ -93,7 +93,7 @@ def add(
     force: Force = False,
     form: options.Form = "text",
 ) -> None:
-    """Add a certificate of a CA whose key was kept: another client, or a renewal."""
+    """Add a certificate: another client, or a new key. Needs the CA's key."""
     from ..certificates.issuing import HOSTS, ROLES, add_certificate
     from ..certificates.tls_folder import CertificateError
 
@@ -120,7 +120,7 @@ def renew(
     passphrase_file: Passphrase = None,
     form: options.Form = "text",
 ) -> None:
-    """Renew what ends soon: the same names, roles, hosts and keys, so that only certificates have to be copied."""
+    """Renew certificates that end soon. Names, roles, hosts and keys stay, so only certificates must be copied."""
     from ..certificates.issuing import renew_certificates
 
     renewed = renew_certificates(folder, days, within, name or (), _read(passphrase_file))
@@ -141,7 +141,7 @@ def revoke(
     passphrase_file: Passphrase = None,
     form: options.Form = "text",
 ) -> None:
-    """Revoke a certificate: write it into the CA's list, for every party's folder."""
+    """Revoke a certificate: write it into the CA's list, which every party's folder needs."""
     from ..certificates.issuing import revoke
     from ..certificates.tls_folder import REVOKED, fingerprint
 
@@ -156,7 +156,7 @@ def revoke(
 
 @app.command(cls=CheckedCommand, epilog=example("certs show certs"))
 def show(folder: Folder = Path("certs"), form: options.Form = "text") -> None:
-    """Roles, hosts, dates and fingerprints of the certificates in a folder, and which are revoked."""
+    """Show roles, hosts, dates and fingerprints of the certificates in a folder, and which are revoked."""
     from ..certificates.issuing import describe
 
     certificates = describe(folder)

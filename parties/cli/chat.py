@@ -16,7 +16,6 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
-from ...models.loading.packaged import check_name
 from ..launch import LOCAL
 from ..registry import DEFAULT, ProtocolEntry, compiled_for, in_words, protocol_for
 from ..registry import talking as protocols
@@ -48,9 +47,9 @@ if TYPE_CHECKING:  # importing it takes seconds
 Model = Annotated[
     str,
     Argument(
-        callback=check_name,
         help="smollm2, gemma3-270m, a GGUF file, a model's folder or hub id, or a folder of compile --chat.",
     ),
+    options.NAMES_MODEL,
 ]
 New = Annotated[
     int | None,
@@ -65,9 +64,7 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
     it."""
 
     weights: Weights = None
-    protocol: Annotated[str, Option(**options.one_of(*protocols()), help=f"Protocol: {in_words(protocols())}.")] = (
-        DEFAULT
-    )
+    protocol: Annotated[str, Option(**options.one_of(*protocols()), help=f"{in_words(protocols())}.")] = DEFAULT
     parties: Annotated[options.Parties, options.among(protocols())] = 2
     plan: options.OwnPlan = None
     system: options.System = None
@@ -236,8 +233,10 @@ def chat(
     talking: ConversationOptions,
     form: Annotated[options.Form, Needs("prompt")] = "text",
 ) -> None:
-    """Talk to a language model; only this machine sees the words. Ctrl-C ends an answer; /save FILE keeps what was
-    said, /new begins anew, /quit ends."""
+    """Chat with a language model; only this machine sees the words.
+
+    Ctrl-C ends an answer, /save FILE keeps the messages, /new starts a conversation, /quit ends the command.
+    """
     if prompt is None:
         _converse(model, max_new_tokens or 256, talking)
         return

@@ -10,7 +10,7 @@ import inspect
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,13 @@ IN_FILE = {
     "up": ("gateway",),
     **dict.fromkeys(("query", "chat", "precompute"), ("client", "session")),
 }
+
+
+def named(others: Iterable[str]) -> str:
+    """ "--protocol crypten or ckks": of several values of an option its name once."""
+    first, *more = others
+    *names, last = first, *(other.removeprefix(f"{first.partition(' ')[0]} ") for other in more)
+    return f"{', '.join(names)} or {last}" if names else last
 
 
 class Rule(ABC):
@@ -59,28 +66,31 @@ class Needs(Rule):
     """It changes nothing unless one of the others is given. Where "--config" is one, the file may say it."""
 
     def __str__(self) -> str:
-        return f" Needs {self._named}."
+        return f" Needs {named(other for other in self.others if other != '--config')}."
 
     def fault(self, option: str, given: Callable[[str], bool]) -> str:
-        missing = f"{option}: needs {self._named}; add it, or leave {option} out"
+        missing = f"{option}:{str(self).lower().rstrip('.')}; add it, or leave {option} out"
         return "" if any(map(given, self.others)) else missing
-
-    @property
-    def _named(self) -> str:
-        return " or ".join(other for other in self.others if other != "--config")
 
 
 class Without(Rule):
     """It changes nothing with any of the others."""
 
     def __str__(self) -> str:
-        return f" Not with {' or '.join(self.others)}."
+        return f" Not with {named(self.others)}."
 
     def fault(self, option: str, given: Callable[[str], bool]) -> str:
         against = next(filter(given, self.others), "")
         other, _, value = against.partition(" ")
         remedy = f"leave {option} out, or give another {other}" if value else "leave one of them out"
         return against and f"{option}: does not go with {against}; {remedy}"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """In an option's Annotated: what its text must pass before the command runs. Merely parsed words need not."""
+
+    check: Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -133,6 +143,7 @@ class CheckedCommand(TyperCommand):
         self.first = first
         self.help = re.sub(r"(?<!\n)\n(?!\n)", " ", self.help or "")  # lines of our code are none of a terminal
         self.rules: dict[str, list[Rule]] = {}
+        self.checks: dict[str, list[Callable[[str], object]]] = {}
         known = {option for parameter in self.params for option in parameter.opts}
         declared = inspect.signature(self.callback or (lambda: None), eval_str=True).parameters
         for parameter in self.params:
@@ -140,6 +151,7 @@ class CheckedCommand(TyperCommand):
             rules = [rule.within(known) for rule in metadata if isinstance(rule, Rule)]
             rules = [rule for rule in rules if rule is not None]
             self.rules[str(parameter.name)] = rules
+            self.checks[str(parameter.name)] = [one.check for one in metadata if isinstance(one, Checked)]
             # Of an argument, too: click 8.5 forgets what typer 0.20 says of one.
             text = next((one.help for one in metadata if isinstance(one, ParameterInfo)), None)
             parameter.help = (text or "") + "".join(map(str, rules))  # type: ignore[attr-defined]
@@ -194,6 +206,8 @@ def check(ctx: typer.Context, **settled: Any) -> None:
                 raise BlindformerError(
                     f"{name}: is not UTF-8 text (byte {place}), and no file's name; write it in UTF-8, or give a file"
                 )
+            for passes in command.checks[str(parameter.name)]:
+                passes(text)
         for rule in command.rules[str(parameter.name)]:
             if fault := rule.fault(name, given):
                 raise BlindformerError(fault)

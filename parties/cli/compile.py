@@ -65,7 +65,7 @@ def compile_model(
     ] = None,
     texts: Annotated[
         int | None,
-        Option(min=1, help="Texts or images of one query (default: 1; of encrypted queries, as many as fill one)."),
+        Option(min=1, help="Texts or images of one query (default: 1; encrypted: as many as fit)."),
         WHOLE,
     ] = None,
     chat: Annotated[
@@ -78,7 +78,7 @@ def compile_model(
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
-    """Compile a model: DIR/server stays with its owner, DIR/client is for everyone who may ask it."""
+    """Compile a model: DIR/server stays with its owner, DIR/client is for every client."""
     numbers = read_lengths(lengths)
     prompt = None if system is None else read_system(system)
     check_there("--calibrate", calibrate)

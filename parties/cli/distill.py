@@ -10,7 +10,6 @@ from typer import Argument, Option
 
 from ...errors import BlindformerError
 from ...models.distillation_settings import DistillSettings
-from ...models.loading.packaged import check_name
 from ..launch import LOCAL
 from . import options
 from .commands import Without
@@ -30,14 +29,14 @@ def distill(
     teacher: Annotated[
         str,
         Option(
-            callback=check_name,
             help="The teacher: a classifier's folder, an encoder (fine-tuned first), or vit (a new image model).",
         ),
+        options.NAMES_MODEL,
     ] = "minilm",
     plan: options.Plan = "fast",
     transfer: Annotated[
         str | None,
-        Option(help="More texts for the teacher to label, with or without labels; as --data (default: none)."),
+        Option(help="More texts, which the teacher labels (default: none)."),
         Without("--embeddings", "--teacher vit"),
     ] = None,
     start: Annotated[
@@ -47,7 +46,7 @@ def distill(
     budget: Annotated[
         str | None,
         Option(
-            help="What a query may cost on a LAN, such as 0.2s or 50MB; sets the layers (default: --layers).",
+            help="Most that a query may cost on a LAN: 0.2s, 50MB (default: none).",
         ),
         Without("--layers", "--teacher vit"),
     ] = None,
@@ -71,7 +70,7 @@ def distill(
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
-    """Train a student for a plan: first on its teacher's states, then on its answers and the labels."""
+    """Train a student that uses a plan's approximations to answer as its teacher does."""
     if int(os.environ.get("RANK", "0")):
         _keep_quiet()
     with loading(threads, notes=1) as phases:
@@ -181,9 +180,9 @@ def train(
     model: Annotated[
         str,
         Argument(
-            callback=check_name,
             help="The sentence encoder: one in a package, such as minilm-fast, or a model's folder.",
         ),
+        options.NAMES_MODEL,
     ],
     data: options.Data,
     out: Annotated[Path | None, Option(help="The new folder to write (default: MODEL-DATA in this folder).")] = None,
@@ -193,7 +192,7 @@ def train(
     threads: options.Threads = 1,
     form: options.Form = "text",
 ) -> None:
-    """Train a linear classifier on a sentence encoder's embeddings, which stay as they are."""
+    """Train a linear classifier on a sentence encoder's embeddings."""
     with loading(threads, notes=1) as phases:
         from ...models.distillation import train_head
         from ...models.distillation.checkpoints import check_new

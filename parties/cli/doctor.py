@@ -43,9 +43,9 @@ def doctor(
     ] = False,
     form: options.Form = "text",
 ) -> None:
-    """Check configuration, certificates, machine and peers; exit code 1 if something is broken.
+    """Check configuration, certificates, machine and peers. Exit code 1: something is broken.
 
-    Without a configuration the options say what to check: --certs, --server, --dealer.
+    Without a configuration, --certs, --server and --dealer say what to check.
     """
     if print_config:
         print(EXAMPLE.read_text(encoding="utf-8"), end="")

@@ -49,7 +49,7 @@ def _show_delegated(
 ) -> None:
     """Of a model without private weights, or with a private head alone: what one pass sends."""
     with loading(1) as phases:
-        from ...models.delegated.memory import read_memory
+        from ...models.delegated.sequences import read_memory
         from ...models.loading.load import load
         from ..reports.delegated import price_of_head, price_of_pass
         from ..reports.estimate import find_network
@@ -86,6 +86,7 @@ ROLES = ("server", "client", "dealer")
 LENGTH, PROMPT = 128, 32  # tokens
 WHOLE, TALKS = Without("--tokens"), Needs("--tokens")
 TIMED = Without(*options.among(priced()).others)  # what is priced among parties has no seconds
+ALONE = Without(*WHOLE.others, *TIMED.others)
 
 
 @options.grouped
@@ -107,9 +108,7 @@ def estimate(
     plan: options.OwnPlan = None,
     network: Annotated[
         str,
-        Option(
-            help="Network: loopback, lan (0.5 ms, 1 Gbit/s), wan (40 ms, 100 Mbit/s), or round-trip ms,Mbit/s: 7,30."
-        ),
+        Option(help="lan (0.5 ms, 1 Gbit/s), wan (40 ms, 100 Mbit/s), loopback or ms,Mbit/s."),
         TIMED,
     ] = LAN,
     protocol: options.Priced = DEFAULT,
@@ -120,14 +119,13 @@ def estimate(
     weights: Weights = None,
     client_memory: options.ClientMemory = None,
     reveal: Annotated[options.Reveal, TALKS] = None,
-    audits: Annotated[options.Audits, WHOLE, TIMED] = None,
-    by: Annotated[options.By, WHOLE, TIMED] = None,
+    audits: Annotated[options.Audits, ALONE] = None,
+    by: Annotated[options.By, ALONE] = None,
     form: options.Form = "text",
 ) -> None:
-    """Bytes and rounds of one query, exact, and its seconds on a network. Nothing is sent, and nothing is secret.
+    """Print the bytes and rounds of one query, exactly, and its seconds on a network. Nothing is sent.
 
-    With protocol crypten: bytes of each party, and rounds; no seconds. With --tokens: of a conversation's
-    passes, its prompt and each token of its answer.
+    With --tokens: of a conversation. With protocol crypten: bytes of each party and rounds, no seconds.
     """
     check_there("--calibrate", calibrate)
     check_there("--adapter", adapter)
@@ -215,12 +213,13 @@ def _priced(
     """The model, compiled for its price alone: no weights are kept or read. Of texts once, and found in the user's
     cache afterwards. `adapter`: that it is loaded with."""
     from ...models.artifacts import ArtifactError, load_programs, save
-    from ...models.building import compile_files, compile_lengths
+    from ...models.building import compile_alike, compile_lengths, typical_inputs
     from ...models.cached import cached, marks_of
     from ..session.rehearsal import without_weights
 
     if loaded.task.medium is not None:
-        return compile_files(loaded, [files] if files else None, plan, progress=progress, **options)
+        inputs = typical_inputs(loaded, None, [files] if files else None)
+        return compile_alike(loaded, inputs, plan, progress=progress, **options)[0]
     compiled: list[Any] = []
 
     def write(folder: Path, plan: Any, kept: Any) -> Path:

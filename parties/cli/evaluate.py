@@ -26,7 +26,9 @@ OF_DATA, OF_TEXT = Needs("--data"), Needs("--text")
 def evaluate(
     *,
     models: Annotated[
-        list[str], Argument(metavar="DIR...", help="Folders of classifiers, as distill writes; or language models.")
+        list[str],
+        Argument(metavar="DIR...", help="Folders of classifiers, as distill writes; or language models."),
+        options.NAMES_MODEL,
     ],
     data: Annotated[
         str | None,
@@ -46,10 +48,11 @@ def evaluate(
         str | None,
         Option(help="Model to measure agreement with (default: DIR/teacher, else this model in float32)."),
         OF_DATA,
+        options.NAMES_MODEL,
     ] = None,
     private: Annotated[
         int,
-        Option(min=1, help="Test texts, or tokens of the text, to run in private sessions."),
+        Option(min=1, help="Private texts or tokens."),
         Needs(*(f"--protocol {name}" for name in sessions())),
     ] = 300,
     length: Annotated[
@@ -74,10 +77,9 @@ def evaluate(
     threads: options.Threads = 1,
     form: options.Form = "text",
 ) -> None:
-    """Judge in torch, in fixed point and in private: a classifier on --data, a language model on --text.
+    """Evaluate in torch, in fixed point and privately: a classifier on --data, a language model on --text.
 
-    Classifiers: accuracy, F1, agreement with the teacher, and 95% intervals. Language models: perplexity, and how far
-    the next tokens are from float32's.
+    Classifiers: accuracy, F1, agreement with the teacher, with 95% intervals. Language models: perplexity.
     """
     if (data is None) == (text is None):
         raise BlindformerError("evaluate: give --data to judge a classifier, or --text to judge a language model")

@@ -15,7 +15,6 @@ from typing import Annotated, Any
 from typer import Argument, Option, Typer
 
 from ...errors import BlindformerError
-from ...models.loading.packaged import check_name
 from ..config import Address, load_settings
 from ..gateway import served_name
 from ..launch import LOCAL
@@ -46,7 +45,7 @@ def gateway(
     served_model_name: ServedModelName = None,
     listen: options.Listen = None,
 ) -> None:
-    """Offer served models as the OpenAI API, on this machine, until Ctrl-C or SIGTERM. Only shares leave it."""
+    """Offer served models as the OpenAI API on this machine, until Ctrl-C. Only shares leave it."""
     shared: dict[str, Any] = {"gateway.listen": listen}
     if folder is None and (server or dealer):
         raise BlindformerError("gateway: --server and --dealer are of one model; give its folder, too")
@@ -75,6 +74,7 @@ def up(
     model: Annotated[
         list[str],
         Argument(help="Models: smollm2, minilm, a GGUF file, a model's folder or hub id, or a compiled folder."),
+        options.NAMES_MODEL,
     ],
     config: options.Config = None,
     port: Annotated[
@@ -96,13 +96,10 @@ def up(
         bool, Option("--print-config", help="Print what a deployment on several machines needs, and end.")
     ] = False,
 ) -> None:
-    """Compile models, start a dealer and a server for each, and the gateway, all on this machine, until Ctrl-C.
+    """Compile models, then run a dealer, their servers and the gateway on this machine, until Ctrl-C.
 
-    A language model is offered for chat, an encoder for embeddings or classification, a model of speech for
-    transcriptions.
+    Language models are offered for chat, encoders for embeddings or labels, speech models for transcription.
     """
-    for one in model:
-        check_name(one)
     names, numbers = _names(model, served_model_name), read_lengths(lengths)
     put_on = _by_model(adapter or [], names)
     owners = published(model, weights, (plan, numbers, tokens, adapter))
@@ -312,7 +309,7 @@ keys = Typer(no_args_is_help=True, help="Give persons keys of their own for the 
 
 @keys.command(cls=CheckedCommand, epilog=example("keys add alice --config blindformer.toml"))
 def add(name: Name, config: options.Config = None) -> None:
-    """Make a key for a person and print it, once: only its hash is kept."""
+    """Make a person's key for the gateway, and print it once; only its hash is kept."""
     from ..gateway.people import add_key
 
     file = load_settings(config).gateway.keys
@@ -322,7 +319,7 @@ def add(name: Name, config: options.Config = None) -> None:
 
 @keys.command(cls=CheckedCommand, epilog=example("keys remove alice --config blindformer.toml"))
 def remove(name: Name, config: options.Config = None) -> None:
-    """Take a person's key back; a running gateway refuses it seconds later."""
+    """Revoke a person's key. A running gateway refuses it seconds later."""
     from ..gateway.people import remove_key
 
     remove_key(load_settings(config).gateway.keys, name)

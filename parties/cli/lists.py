@@ -19,7 +19,7 @@ def list_names(
     ],
     form: options.Form = "text",
 ) -> None:
-    """List protocols (who is in it, what it protects), approximations (error, needs) or plans (their choices)."""
+    """List protocols, approximations or plans."""
     listed = {"protocols": _protocols, "approximations": _approximations, "plans": _plans}
     with loading(notes=1):
         rows = listed[what]()

@@ -37,7 +37,7 @@ app = typer.Typer(cls=ModelCommands, help="Models of this machine: list them, sh
 
 @app.command("list", cls=CheckedCommand, epilog=example("models"))
 def list_models(form: options.Form = "text") -> None:
-    """List what packages bring and what is compiled, as `blindformer models` does."""
+    """List packaged and compiled models, as `blindformer models` does."""
     with loading(notes=1):
         rows, cache = _models(), _cache()
     models = [*rows, *cache["masked"]]
@@ -121,7 +121,7 @@ def show(
     by: options.By = None,
     form: options.Form = "text",
 ) -> None:
-    """Show a compiled model: versions, plan, what is released, and the price of a query by layer."""
+    """Show a compiled model: versions, plan, what clients receive, and costs by layer."""
     folder = _place(name)
     if is_delegated(folder):
         given = {"--precision": precision or None, "--by": by, "--length": length}
@@ -321,7 +321,7 @@ def rm(
     dry_run: DryRun = False,
     form: options.Form = "text",
 ) -> None:
-    """Remove models that were compiled into the cache, and servers' masked weights of that name."""
+    """Remove compiled models from the cache, and masked weights of that name."""
     with loading(notes=1):
         from ..housekeeping import removal_of
 
@@ -344,7 +344,7 @@ def prune(
     dry_run: DryRun = False,
     form: options.Form = "text",
 ) -> None:
-    """Remove unusable files from the cache: of other versions, unfinished, or of models that are gone."""
+    """Remove unusable files from the cache: of other versions, unfinished, or of lost models."""
     with loading(notes=1):
         from ..housekeeping import leftovers
 

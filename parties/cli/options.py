@@ -19,13 +19,13 @@ from ...models.loading.packaged import check_name
 from ...models.loading.truncation import Truncation
 from ..config import ClientSection, GatewaySection, SessionSection
 from ..registry import DEFAULT, find, in_words, priced, runs_here, served
-from .commands import Needs, Without
+from .commands import Checked, Needs, Without
 from .output import note, print_result, table
 
 # Here by name, so that help does not wait for torch; tests hold them to the registries.
 PRIVATE_PLANS = ("faithful", "fast", "he")
 PLANS = (*PRIVATE_PLANS, "exact")
-_PRESET = f"{', '.join(PRIVATE_PLANS)}, or a plan's JSON file"
+_PRESET = f"{', '.join(PRIVATE_PLANS)}, or a JSON file"
 
 
 def one_of(*known: str) -> dict[str, Any]:
@@ -53,15 +53,16 @@ def setting_help(section: type[BaseModel], name: str) -> str:
 Form = Annotated[Literal["text", "json"], Option("--format", help="Text, or one JSON object on stdout.")]
 
 # Models and plans.
+NAMES_MODEL = Checked(check_name)
 Model = Annotated[
     str,
     Argument(
-        callback=check_name,
         help="A model's folder, a Hugging Face id, or a packaged model, such as minilm (`blindformer models`).",
     ),
+    NAMES_MODEL,
 ]
 Plan = Annotated[str, Option(help=f"{_PRESET}; `blindformer list plans` shows them.")]
-OwnPlan = Annotated[str | None, Option(help=f"{_PRESET} (default: the model's own plan.json, else faithful).")]
+OwnPlan = Annotated[str | None, Option(help=f"{_PRESET} (default: the model's own or faithful).")]
 EmbeddingAt = Literal["client", "private"]
 Embedding = Annotated[
     EmbeddingAt,
@@ -71,13 +72,13 @@ TOKENS = "Tokens of a conversation with answers (default: 256; with --window, th
 By = Annotated[Literal["layer", "operation"] | None, Option(help="One row for each layer (default) or operation.")]
 Reveal = Annotated[
     Literal["scores", "token"] | None,
-    Option(help="What the client learns per token: the scores of all tokens (default), or only the chosen token."),
+    Option(help="What the client learns per token: all scores (default), or the chosen token."),
 ]
 Window = Annotated[
     int | None,
     Option(
         min=32,
-        help="Tokens that each token attends to, besides the prefix; earlier ones are forgotten (default: all).",
+        help="Earlier tokens that a token attends to, besides the prefix (default: all).",
     ),
 ]
 System = Annotated[
@@ -93,27 +94,25 @@ Seconds = Annotated[
 ]
 Calibrate = Annotated[
     Path | None,
-    Option(help="Typical texts to calibrate on, or a folder of images or audio (default: built-in texts)."),
+    Option(help="Typical texts, or a folder of images or audio (default: built-in texts)."),
 ]
 Lengths = Annotated[
     str | None,
-    Option(help="Padded lengths to compile, with commas (default: 32,64,128). Not for images or conversations."),
+    Option(help="Padded lengths of texts, with commas (default: 32,64,128)."),
 ]
 
 # Protocols and parties.
-Runs = Annotated[str, Option("--protocol", **one_of(*runs_here()), help=f"Protocol: {in_words(runs_here())}.")]
-Priced = Annotated[str, Option("--protocol", **one_of(*priced()), help=f"Protocol: {in_words(priced())}.")]
+Runs = Annotated[str, Option("--protocol", **one_of(*runs_here()), help=f"{in_words(runs_here())}.")]
+Priced = Annotated[str, Option("--protocol", **one_of(*priced()), help=f"{in_words(priced())}.")]
 Served = Annotated[
     str | None,
     Option(
         "--protocol",
         **one_of(*served()),
-        help="Protocol: "
-        f"{in_words(served(), lambda entry: entry.served.words if entry.served else '')} (default: the file's, else "
-        f"{DEFAULT}).",
+        help=f"{in_words(served(), lambda entry: entry.served.words if entry.served else '')} (default: {DEFAULT}).",
     ),
 ]
-Parties = Annotated[int, Option(help="How many parties take part, besides the dealer.")]
+Parties = Annotated[int, Option(help="Number of parties, besides the dealer.")]
 Threads = Annotated[int, Option(min=1, help="Threads of each party that computes.")]
 OwnThreads = Annotated[
     int, Option("--threads", min=1, help="Threads of this command; training is repeatable only with 1.")
@@ -133,7 +132,7 @@ Files = Annotated[
     list[Path] | None,
     Option(
         "--file",
-        help="A table, a text file (one text a line), images or audio, or a folder of them. May be repeated.",
+        help="Table, texts, images, audio or a folder. May be repeated.",
     ),
 ]
 Field = Annotated[
@@ -148,19 +147,22 @@ Encoding = Annotated[
     str | None,
     Option(help="Encoding of text files, such as cp1252 (default: UTF-8, or by the byte order mark)."),
 ]
-_CUTS = "off: refuse; end, start: cut that part; windows: query overlapping parts and merge their answers"
-Truncate = Annotated[Truncation, Option(help=f"Texts that are too long: {_CUTS}.")]
+Truncate = Annotated[
+    Truncation, Option(help="Texts that are too long: refuse (off), cut that part, or query overlapping windows.")
+]
 Listen = Annotated[str | None, Option(help=setting_help(GatewaySection, "listen"))]
 Pairs = Annotated[
     list[str] | None,
     Option(
         "--pair",
-        help="The passage of a question, or the second text of a pair; one for each text (default: none).",
+        help="Passage of a question, or second text of a pair, for each text (default: none).",
     ),
 ]
 
 # A deployment.
-Config = Annotated[Path | None, Option(help="The deployment's blindformer.toml (default: none).")]
+Config = Annotated[
+    Path | None, Option(help="The deployment's blindformer.toml, with defaults of options (default: none).")
+]
 OwnConfig = Annotated[
     Path | None,
     Option(
@@ -170,22 +172,22 @@ OwnConfig = Annotated[
 ]
 Certs = Annotated[
     Path | None,
-    Option(help="Folder of ca.pem and this party's certificate and key (default: the file's, else certs)."),
+    Option(help="Folder with ca.pem and this party's certificate and key (default: certs)."),
 ]
 Local = Annotated[
     str | None, Option("--local", hidden=True, help="Of a launcher on this machine: LocalOptions, as JSON.")
 ]
-_SERVER = "HOST:PORT of the server (default: the file's, else localhost:7443)"
+_SERVER = "HOST:PORT of the server (default: localhost:7443)"
 Server = Annotated[str | None, Option("--server", help=f"{_SERVER}.")]
 ServerOrLocal = Annotated[
     str | None,
-    Option("--server", help=f"{_SERVER}; local: server and dealer on this machine."),
+    Option("--server", help=f"{_SERVER}; or local: on this machine."),
 ]
 Dealer = Annotated[
     str | None,
     Option(
         "--dealer",
-        help="HOST:PORT of the dealer (default: the file's, else localhost:7444); local: this machine (public models).",
+        help="HOST:PORT of the dealer (default: localhost:7444), or local.",
     ),
 ]
 Audits = Annotated[float | None, Option(metavar="RATE", min=0, max=0.75, help=setting_help(SessionSection, "audits"))]
@@ -194,7 +196,7 @@ Audits = Annotated[float | None, Option(metavar="RATE", min=0, max=0.75, help=se
 REMOTE = Without("--server local")
 ClientCerts = Annotated[
     Path | None,
-    Option("--certs", help="Folder of ca.pem, client.pem and client.key (default: the file's, else certs)."),
+    Option("--certs", help="Folder with ca.pem, client.pem, client.key (default: certs)."),
 ]
 Adapter = Annotated[str | None, Option(metavar="NAME", help=setting_help(ClientSection, "adapter"))]
 ClientMemory = Annotated[

@@ -42,9 +42,9 @@ def precompute(
     certs: options.ClientCerts = None,
     form: options.Form = "text",
 ) -> None:
-    """Make correlations ahead, which `blindformer query` then uses first: server and client keep a part each.
+    """Preprocess queries: server and client store a part each, which `blindformer query` uses first.
 
-    Without a number of queries: show what --spool holds, a server's or a helper's folder, too.
+    Without a number, show what --spool holds; it may be a server's or helper's folder.
     """
     if not words:
         _show(config, spool, form)

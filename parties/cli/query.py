@@ -137,16 +137,14 @@ def query(
         int | None,
         Option(
             min=1,
-            help="Labels, tokens or spans to show (default: all labels, on a terminal 5; 5 tokens; 1 span).",
+            help="Labels, tokens or spans to show (default: all labels, 5 tokens, 1 span).",
         ),
         Without("--out"),
     ] = None,
     spool: options.Spool = None,
     keys: Annotated[
         Path | None,
-        Option(
-            help="Folder for secret keys, so that evaluation keys are sent once (default: keys for this command only)."
-        ),
+        Option(help="Folder to keep secret keys in (default: new keys)."),
         Needs("--protocol ckks", "--config"),
         options.REMOTE,
     ] = None,
@@ -168,7 +166,7 @@ def query(
         Option(
             min=0.001,
             max=0.9,
-            help="Fraction of canary queries, at least one a length; wrong answers are reported (default: none).",
+            help="Fraction of canary queries (default: none).",
         ),
         Needs("--known"),
         Without("--engine ray"),
@@ -180,7 +178,7 @@ def query(
     ] = None,
     write_known: Annotated[
         Path | None,
-        Option(help="New file for a trusted server's answers to --file, for --known later (default: none)."),
+        Option(help="New file for a trusted server's answers (default: none)."),
         Needs("--file"),
         Without("--out"),
     ] = None,
@@ -190,7 +188,7 @@ def query(
         Option("--format", help="text; json: one object; jsonl: one object a line, in order."),
     ] = "text",
 ) -> None:
-    """Ask a served model. Texts leave this machine only as shares, and only this machine combines the answer."""
+    """Query a served model. Texts leave this machine only as shares or encrypted."""
     check_length(length, "auto")
     chosen = None if length == "auto" else int(length)
     if words and deployment.config is None and names_model(words[0]):
@@ -289,7 +287,7 @@ def _compiled(model: str, length: int | None, few: InputOptions | None, words: l
         from ...models.generation.folder import found_or_compiled_as_it_is, talks
         from ...models.loading.load import load
 
-        lengths = None if length is None else [length]
+        lengths, loaded = None if length is None else [length], None
         if length is None and few is not None and not talks(model):
             loaded = load(model)
             if loaded.task.medium is None and not loaded.task.writes:
@@ -297,7 +295,8 @@ def _compiled(model: str, length: int | None, few: InputOptions | None, words: l
                 lengths = [next((usual for usual in default_lengths(loaded) if usual >= least), least)]
         phases.end("load")
         with compiling(phases) as progress:
-            return found_or_compiled_as_it_is(model, cache_folder(), lengths=lengths, progress=progress)
+            how: dict[str, Any] = {"lengths": lengths, "loaded": loaded, "within": True}
+            return found_or_compiled_as_it_is(model, cache_folder(), progress=progress, **how)
 
 
 def command_client(*words: Any, canaries: tuple[Path, float] | None = None, **options: Any) -> Any:

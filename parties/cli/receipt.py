@@ -72,7 +72,7 @@ def show(
     html: Annotated[Path | None, Option(help="The page to write it into instead (default: none).")] = None,
     form: options.Form = "text",
 ) -> None:
-    """Show a receipt. It says nothing of whether the receipt is genuine: check does."""
+    """Show a receipt without verifying it; `receipt check` verifies."""
     from ..receipts.receipt import Receipt
 
     if html is not None:
@@ -100,7 +100,7 @@ def check(
     ] = None,
     form: options.Form = "text",
 ) -> None:
-    """Verify a receipt: signatures, certificates, and that all parties say the same. Exit code 1: it was changed."""
+    """Verify a receipt: signatures, certificates, and that all parties state the same. Exit code 1: it was changed."""
     from ..receipts.receipt import Receipt
 
     receipt = Receipt.load(file)

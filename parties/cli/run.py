@@ -61,7 +61,7 @@ def run(
         list[str] | None,
         Option(
             metavar="INPUT=NAME",
-            help="Owner of an input, or with answers=NAME who gets the answers (default: bob). May be repeated.",
+            help="Who owns INPUT (default: bob). May be repeated.",
         ),
         options.AMONG,
     ] = None,
@@ -81,10 +81,9 @@ def run(
     device: options.Device = None,
     form: options.Form = "text",
 ) -> None:
-    """Run texts, images or sounds privately: server, dealer and client as three processes of this machine, over TLS.
+    """Run a model privately on texts, images or audio; all parties are processes on this machine.
 
-    With protocol crypten: a dealer and as many parties as you say: alice, bob, carol ... The first owns the model, the
-    second the texts.
+    With protocol crypten, the parties are alice, bob, carol ...: the first owns the model, the second the texts.
     """
     inputs.check(text or [])
     check_length(length, "auto", "exact")
@@ -97,6 +96,10 @@ def run(
     owners = weights_of(weights)
     protocol, head = protocol_for(protocol, owners, embedding, heads=True), owners == PRIVATE_HEAD
     refuse_for_public(protocol, {"--calibrate": calibrate}, head)
+    if head:
+        refuse(
+            {"--adapter": adapter}, "is put on a public model, and this one has a private head; leave one of them out"
+        )
     prices = vouched.reckon(protocol, config)
     settings = load_settings(config, deployed())
     local = _local(protocol, parties, owner or [])
@@ -255,7 +258,7 @@ PAIRS_SHOWN = 6  # the three that belong together, and as many that do not
 
 
 def demo(form: options.Form = "text") -> None:
-    """Private sentence similarity: three real processes over TLS on this machine, and the same in the clear."""
+    """Compare sentences privately, in three processes over TLS on this machine, and in the clear."""
     with loading(1, parties=True) as phases, TemporaryDirectory(prefix=SPARE) as spare:
         from ..client.client import Client
         from ..client.compare import compare

@@ -46,9 +46,9 @@ def search(
     config: options.Config = None,
     form: options.Form = "text",
 ) -> None:
-    """Find documents by meaning. Each is embedded privately, once; the ranking happens on this machine.
+    """Find documents by meaning. Each is embedded privately once, and ranked on this machine.
 
-    With --config the deployment's server is asked; else all parties run on this machine, as with `run`.
+    With --config the deployment's server is queried; else all parties run on this machine.
     """
     if file is None:
         raise BlindformerError("search: say which documents: --file FILE, a table of texts, or texts, one a line")

@@ -26,7 +26,7 @@ from .steps import loading
 if TYPE_CHECKING:  # importing it takes seconds
     from ..service.service import Service
 
-DEALT, OF_PARTY = Without("--protocol ckks"), Needs("--party")
+DEALT, OF_PARTY = Without("--protocol ckks", "--party"), Needs("--party")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def serve(
     ] = None,
     given: ServiceOptions,
     protocol: Annotated[options.Served, Without("--party")] = None,
-    dealer: Annotated[options.Dealer, DEALT, Without("--party")] = None,
+    dealer: Annotated[options.Dealer, DEALT] = None,
     party: Annotated[
         str | None,
         Option(help="This party's name in the file, or dealer: one session of protocol crypten (default: none)."),
@@ -89,10 +89,10 @@ def serve(
     file: Annotated[options.Files, OF_PARTY, Without("--party dealer")] = None,
     form: Annotated[options.Form, OF_PARTY] = "text",
 ) -> None:
-    """Serve a compiled model to many clients at once, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again.
+    """Serve a compiled model to many clients, until Ctrl-C or SIGTERM. SIGHUP reloads certificates.
 
-    With --party: take part in one session of N parties and a dealer, each of which runs this with the same file. The
-    first party that owns data asks one query for each text or file it gives; the others give equally many.
+    With --party: one party of a session of N parties. All run this with the same file. The first party with data asks a
+    query for each text or file; the others with data give equally many.
     """
     if party is not None:
         take_part(party, words or [], file, given.config, given.certs, given.listen, given.device, form, given.local)
@@ -120,7 +120,7 @@ def dealer(
         str | None, Option(**options.one_of(*served_with("dealer")), help="Whose server it deals to (default: beaver).")
     ] = None,
 ) -> None:
-    """Deal correlations to servers and their clients, until Ctrl-C or SIGTERM; SIGHUP reads the certificates again."""
+    """Deal correlated randomness to servers and clients, until Ctrl-C or SIGTERM. SIGHUP reloads certificates."""
     shared = {"session.protocol": protocol or compiled_for(folder)}
     settings = given.settings("dealer", served_with("dealer"), {"folder": folder}, **shared)
     given.run(resolve(find_served(settings.session.protocol).dealer), settings)
@@ -137,9 +137,9 @@ def helper(
     server: options.Server = None,
     dealer: options.Dealer = None,
 ) -> None:
-    """Compute in the client's place, for many data owners at once. The operator of the server must not run this.
+    """Run the second server, which computes in place of data owners, until Ctrl-C or SIGTERM.
 
-    Until Ctrl-C or SIGTERM; SIGHUP reads the certificates again.
+    Its operator must not be the first server's. SIGHUP reloads certificates.
     """
     shared = {"parties.server.address": server, "parties.dealer.address": dealer, "session.topology": "helper"}
     settings = given.settings("helper", served_with("dealer"), {"folder": folder}, **shared)

@@ -128,7 +128,7 @@ Weights = Annotated[
     list[str] | None,
     Option(
         metavar="[PATTERN=]OWNER",
-        help="Who holds the weights: private (default), public, private-head, PATTERN=private. May be repeated.",
+        help="private (default), public, private-head, or PATTERN=OWNER. May be repeated.",
     ),
 ]
 

@@ -17,7 +17,7 @@ SHOWN = 30  # sensitivities
 @options.grouped
 def tune(
     *,
-    model: Annotated[str, Argument(help="The folder of the classifier to tune a plan for.")],
+    model: Annotated[str, Argument(help="The folder of the classifier to tune a plan for."), options.NAMES_MODEL],
     data: options.Data,
     budget: Annotated[float, Option(min=0, help="Points of the metric that may be lost.")] = 1.0,
     metric: Annotated[
@@ -32,13 +32,12 @@ def tune(
     length: Annotated[int, Option(min=8, help="Tokens that a query has.")] = 32,
     network: Annotated[str, Option(help="The network that seconds are of: loopback, lan or wan.")] = "lan",
     texts: Annotated[int, Option(min=10, help="Validation texts that plans are judged on.")] = 300,
-    heads: Annotated[bool, Option("--heads", help="Try to do without each attention head, too.")] = False,
     seed: options.TrainedSeed = None,
     columns: options.Columns,
     threads: options.OwnThreads = 1,
     form: options.Form = "text",
 ) -> None:
-    """Find the cheapest mix of choices, layer by layer, that loses no more than the budget. Nothing is trained."""
+    """Find the cheapest approximations, layer by layer, within a budget of lost accuracy. Nothing is trained."""
     check_output("--report", report, "a picture", ".png")
     check_output("--out", out, "a plan in JSON", ".json")
     with loading(threads) as phases:
@@ -81,7 +80,6 @@ def tune(
             budget=budget,
             metric=metric,
             length=length,
-            heads=heads,
             progress=phases.step,
         )
     own = loaded.folder / "teacher"
@@ -121,11 +119,6 @@ def _show(best: Any, network: str) -> None:
     out.print(table(*headings, right=(3, 4, 5), rows=rows))
     if len(best.sensitivities) > SHOWN:
         out.print(f"... and {len(best.sensitivities) - SHOWN} more: --format json has them all")
-    if best.removals:
-        out.print(f"\nwithout a layer or a head ({best.reference}, nothing trained anew)")
-        least = sorted(best.removals, key=lambda removal: removal.quality.divergence)[:SHOWN]
-        removed = [(item.what, f"{item.quality.divergence:.2g}", _percent(item.quality)) for item in least]
-        out.print(table("without", "KL, nats", "agreement", right=(1, 2), rows=removed))
     if best.smaller:
         out.print(f"\nsmaller models, refitted and not trained (plan {best.points[0].plan.name})")
         headings = ("student", "lost, points", "KL, nats", f"seconds, {network}", "online MB", "offline MB", "rounds")

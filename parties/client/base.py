@@ -89,32 +89,31 @@ class BaseClient(ABC):
 
     @property
     def task(self) -> str:
-        """text-classification, feature-extraction, sentence-embedding, image-classification ..."""
+        """The pipeline's name of the model's task, such as text-classification."""
         return "text-generation" if self.part.talks else self.part.task.pipeline
 
     def use_canaries(self, file: str | Path, rate: float) -> None:
-        """Mix queries with known answers among those to come: this part of all, and at least one for each length.
+        """Add canary queries: this fraction of all queries, at least one for each length.
 
-        `file`: of `blindformer query --write-known`. If one of these queries has another answer than the known one, the
-        answers of its call are `distrusted`; those of `query` and `query_many` are raised as `CanaryError.results`. The
-        report is `canaries.report`. All answers of a call are read when all were asked. Errors: CanaryError.
+        `file`: known answers, of `blindformer query --write-known`. A wrong answer marks the call's results as
+        `distrusted`; `query` and `query_many` raise CanaryError, with them as `results`. `canaries.report` has the
+        counts. All answers of a call are read after its last question.
         """
         self._without_windows(self.truncate)
         self.canaries = Canaries.read(Path(file), rate, self.part, self.protocol)
 
     def query(self, item: Any, *, top_k: int | None = None, truncate: Truncation | bool | None = None) -> Result:
-        """One text, one pair of texts in a tuple, or one image (a file, or a PIL image), one answer. `top_k`: how many
-        labels, tokens or spans."""
+        """Answer one text, pair of texts in a tuple, or image (a file, or a PIL image). `top_k`: labels, tokens or
+        spans."""
         (result,) = self.query_many([item], top_k=top_k, truncate=truncate)
         return result
 
     def query_many(
         self, items: Iterable[Any], *, top_k: int | None = None, truncate: Truncation | bool | None = None
     ) -> list[Result]:
-        """Many, in one session for each length they are padded to: while one runs, the next one's correlations are
-        made. The first error ends it; `stream` goes on.
+        """Answer many items, and raise the first error. The next query is preprocessed while one runs.
 
-        An answer out of range is raised when all have been asked, so that the requests do not show it.
+        AnswerOutOfRange is raised after the last item, so that requests do not show it.
         """
         check_top(self, None if top_k is ... else top_k)
         results: dict[int, Result] = {}
@@ -143,14 +142,14 @@ class BaseClient(ABC):
         options: Mapping[str, Any] | None = None,
         stopped: Stopped | None = None,
     ) -> Iterator[tuple[int, Result]]:
-        """(index of the item, its result), grouped by length, not in order: first those of items that cannot be asked,
-        the others as soon as they may be read (`at_once`). `options`: of a model that writes, as of a call; `stopped`:
-        asked after each of its passes whether to end the answer there. ClientError for options that the model has not.
+        """Yield (index of the item, result), grouped by length, and an item's error in its result.
 
-        All items are read and encoded before the first is asked. One that does not fit, an answer that cannot be
-        trusted, or a server that stays busy, is its own result's error; an error that the next question would meet,
-        too, ends it and is raised after the results that came before. Who stops reading stops asking, which the servers
-        see: read on after an answer out of range, which is never asked again by itself either.
+        options  of a generative model, as in a call
+        stopped  called after each of its passes; True ends the answer
+
+        All items are encoded before the first is asked. An error that concerns later items, too, is raised after the
+        results that came before it. If you stop reading, the servers see that you stop asking: read on after
+        AnswerOutOfRange. Raises ClientError for unknown options.
         """
         self._whole_texts()
         if options and not self.part.writes:
@@ -202,7 +201,7 @@ class BaseClient(ABC):
         self.sessions.report_progress("query", len(questions), len(questions))
 
     def ask(self, questions: list[Question], more: bool = False) -> Reply:
-        """The reply to questions that go together, retried if need be. `more`: others of this length follow."""
+        """Answer questions of one request, retried if necessary. `more`: others of this length follow."""
         part, sessions = questions[0].part, self.sessions
         with sessions.lane() as lane:
             reply, reply.retried = sessions.ask_with_retry(
@@ -245,15 +244,15 @@ class BaseClient(ABC):
             raise ClientError(f"{self.part.folder}: is compiled for conversations; use chat, or compile without --chat")
 
     def addresses(self) -> dict[str, Address]:
-        """Where the other parties are, by role."""
+        """Addresses of the other parties, by role."""
         return self.parties.all()
 
     def who_learned(self) -> dict[str, str]:
-        """What each party learns in a session, by party; empty where a protocol's reports alone say it."""
+        """What each party learns in a session, by party; empty if only reports say it."""
         return {}
 
     def connect(self) -> None:
-        """Have now what the shortest texts need: services of this machine, a session or keys. Errors: as of queries."""
+        """Open the session for the shortest texts, or make keys; start local services. Raises the errors of queries."""
         if self.part.writes:
             with self._answering:
                 self._kept_writer()
@@ -265,7 +264,7 @@ class BaseClient(ABC):
             )
 
     def prepare(self, length: int | None = None) -> None:
-        """Between two queries: the parties make now what the next one of this length (None: the shortest) needs."""
+        """Preprocess the next query of this length (None: the shortest)."""
         if self._writer is not None:
             self._writer.prepare()
         if self.part.writes:
@@ -276,15 +275,15 @@ class BaseClient(ABC):
                 session.prepare()
 
     def receipt(self, prices: Prices = None) -> Receipt:
-        """What all parties vouch for, of the open sessions, and its cost. `prices`: settings of [prices]; default:
-        those of the configuration. Errors: ReceiptError where the protocol has none; PeerError."""
+        """What all parties of the open sessions state, with costs. `prices`: settings of [prices] (default: the
+        configuration's). Raises ReceiptError if the protocol has none, and PeerError."""
         return issue(self.sessions.vouched(), self.settings.prices if prices is None else prices)
 
     def knock(self) -> None:  # noqa: B027
-        """See whether the parties answer, if a protocol has a way to ask without a session. Errors: PeerError."""
+        """Check that the parties answer, if the protocol can without a session. Raises PeerError."""
 
     def close(self) -> None:
-        """End what is open, and local processes if there are any. Safe to call twice."""
+        """End sessions and local processes. Safe to call twice."""
         self.sessions.close()
         if self.ends_parties:
             self.parties.close()
@@ -362,28 +361,27 @@ class BaseClient(ABC):
             return error
 
     def conversation(self, on_pass: OnPass | None = None) -> Conversation:
-        """With a language model: `say`, `complete`; what was read stays read. `on_pass`: called after each pass.
+        """Start a conversation with a language model: `say`, `complete`. `on_pass`: called after each pass.
 
-        A conversation has a session of its own. A lost session is replaced as for queries, and what was said is read
-        again. After an error the conversation goes on with the next message. Errors: ClientError, those of a session,
-        and BlindformerError where the protocol keeps no state between queries.
+        It has a session of its own. A lost session is replaced, and its messages are read again. After an error it
+        continues with the next message. Raises ClientError, the errors of a session, and BlindformerError if the
+        protocol keeps no state.
         """
         find_talking(self.protocol)
         return self.sessions.conversation(self.part, on_pass)
 
     def kept_conversation(self) -> Conversation:
-        """The one conversation that `chat` and text-generation keep."""
+        """The conversation that `chat` and text-generation continue."""
         self._kept = self._kept or self.conversation()
         return self._kept
 
     def chat(
         self, messages: Sequence[dict[str, str]], *, stream: bool = False, **options: Any
     ) -> Completion | Iterator[str]:
-        """The answer to the last of the messages, [{"role": "user", "content": "..."}, ...]; with `stream`, in pieces.
+        """Answer the last of the messages, [{"role": "user", "content": "..."}, ...]; with `stream`, in pieces.
 
-        One conversation is kept: messages that begin as before are not read again, unless its session was lost. After
-        an error, ask again; of an answer that broke off nothing is kept but what was yielded.
-        `options`: those of transformers' `generate`, such as max_new_tokens, temperature, do_sample,
+        Messages that begin like the last call's are not read again, unless the session was lost. After an error, ask
+        again. `options`: those of transformers' `generate`, such as max_new_tokens, temperature, do_sample,
         prompt_lookup_num_tokens.
         """
         return (streamed if stream else answer_to)(self.kept_conversation(), messages, **options)

@@ -38,34 +38,36 @@ File = str | Path
 
 
 class Client(BaseClient):
-    """The data's owner. Sessions are opened when they are needed and kept until `close`; or use `with`.
+    """A client for private sessions, with a dealer or a second server. Use it with `with`, or call `close`.
 
-    server         "host:port"; or "local": dealer and server run on this machine, as two processes of their own
+        with bf.Client("server.example:7443", dealer="dealer.example:7444", folder="compiled/client") as client:
+            print(client("nobody reads this"))
+
+    server         "host:port"; or "local": a dealer and a server run on this machine
     dealer         "host:port"
-    folder         what compile wrote: DIR/client, or DIR (which "local" needs, for the server's part)
-    adapter        which of the adapters in the folder is asked (default: the base)
-    certificates   the folder with ca.pem, client.pem and client.key
-    config         a blindformer.toml; what is given here goes over it
-    topology       "dealer"; or "helper": a second server does the client's part, and this side only splits its data
-    commitment     to the weights that the server must have, as it says at its start (default: any weights do)
-    device         where this side computes: "cpu" (default), "cuda", or one of several GPUs, "cuda:1"; and with "local"
-                   all parties
-    audits         the part of all runs in which the server checks this side, as it says itself (default: none)
-    length         tokens to pad texts to (default: the least compiled length that fits)
-    truncate       a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
-                   "windows": all of it is asked, in parts that overlap, and one answer is made of all
+    helper         "host:port" of the second server, with topology "helper"
+    folder         the compiled DIR/client; "local" needs DIR
+    adapter        name of an adapter in the folder (default: the base)
+    certificates   folder with ca.pem, client.pem and client.key
+    config         a blindformer.toml; arguments override it
+    topology       "dealer"; or "helper": a second server does the client's part
+    audits         fraction of runs in which the server checks this client, as the server has it (default: none)
+    commitment     the weight commitment that the server must have (default: any)
+    device         where this client computes, and with "local" all parties: "cpu" (default), "cuda" or "cuda:1"
+    length         padded length in tokens (default: the shortest that fits)
+    truncate       longer texts: "off": refuse; "end" or True: cut the end; "start": cut the beginning; "windows": query
+                   overlapping parts and merge their answers
     timeout        seconds that a party may be silent
     threads        of each party that "local" starts (default: 1)
-    wait           seconds to go on asking a server that is busy, or that comes back after a session was lost
-    cache          a folder for masked weights, so that they travel once (default: the configuration's; "local": none)
-    spool          a folder of preprocessed correlations; `use_spool`: "auto" (default), "only" those, or "off"
+    wait           seconds to retry a server that is busy or unreachable
+    cache          folder for masked weights, so that they are sent once (default: the configuration's; "local": none)
+    spool          folder of the preprocessing store; `use_spool`: "auto" (default), "only" or "off"
     progress       called with (phase, done, total)
-    beside         a client of the same deployment, whose local services and equal tensors this one shares
+    beside         a client of the same deployment, whose local services and tensors this one shares
 
-    A query goes out once. If its session is lost it is asked again, once, in a new session with fresh correlations, and
-    `Result.retried` says so; a server that is busy has not taken it yet and is asked again for `wait` seconds.
+    After a lost session, a query is repeated once with fresh correlated randomness; `Result.retried` gives the reason.
 
-    Errors: ConfigError, ArtifactError; of queries: InputError, PeerError, SlotsBusy, LimitReached, SpoolError,
+    Raises ConfigError, ArtifactError; queries raise InputError, PeerError, SlotsBusy, LimitReached, SpoolError and
     AnswerOutOfRange.
     """
 
@@ -167,32 +169,20 @@ def check_tenseal() -> None:
 
 
 class EncryptedClient(BaseClient):
-    """The texts' owner. Keys are made when they are needed, and forgotten by both sides at `close`; or use `with`.
+    """A client for encrypted queries (CKKS). Keys last until `close`, unless `keys` stores them.
 
-    client = bf.EncryptedClient("server.example:7443", folder="compiled/client", certificates="certs")
-    print(client("nobody reads this"))
+        with bf.EncryptedClient("server.example:7443", folder="compiled/client", certificates="certs") as client:
+            print(client("nobody reads this"))
 
-    server         "host:port"; or "local": a server on this machine, as a process of its own
-    folder         what compile wrote with a plan of sums and products: DIR/client, or DIR (which "local" needs)
-    certificates   the folder with ca.pem, client.pem and client.key
-    config         a blindformer.toml; what is given here goes over it
-    length         tokens to pad texts to (default: the least compiled length that fits)
-    truncate       a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
-                   "windows": all of it is asked, in parts that overlap, and one answer is made of all
-    timeout        seconds that the server may be silent
-    threads        of the server that "local" starts (default: 1)
-    wait           seconds to go on asking a server that is busy, or that comes back
-    keys           a folder to keep secret keys in, so that evaluation keys travel once (default: new ones each time)
-    progress       called with (phase, done, total)
-    layer          called with the name of the model's module that the server works on, as it gets on
+    server    "host:port"; or "local": a server on this machine
+    folder    the compiled DIR/client, of plan "he"; "local" needs DIR
+    keys      folder for secret keys, so that evaluation keys are sent once (default: new keys each time)
+    layer     called with the name of the module that the server computes
 
-    Several texts share a request, as many as the program takes. A request that is lost is encrypted anew and sent
-    again, once.
+    The other arguments are those of `Client`. Texts share a request if the program has room. A lost request is
+    encrypted again and repeated once. Replies are decrypted after the last one arrived.
 
-    No reply is decrypted before the last request was answered: what decrypts badly, and what is done about it, cannot
-    show in what the server sees of these requests. A server that stays busy is the error of all results of a request.
-
-    Errors: ConfigError, ArtifactError, CkksError; of queries: InputError, PeerError, SlotsBusy, LimitReached,
+    Raises ConfigError, ArtifactError, CkksError; queries raise InputError, PeerError, SlotsBusy, LimitReached and
     AnswerOutOfRange.
     """
 

@@ -14,12 +14,10 @@ from torch import Tensor
 
 from ...models.delegated import is_delegated
 from ...models.delegated.folder import load_part, save_delegated
-from ...models.delegated.memory import read_memory
-from ...models.delegated.padding import PaddedCarrier
 from ...models.delegated.part import DelegatedPart
 from ...models.delegated.rows import DelegatedRows
-from ...models.delegated.running import Carrier
-from ...models.delegated.sequences import GroupCalls
+from ...models.delegated.running import Carrier, PaddedCarrier
+from ...models.delegated.sequences import GroupCalls, read_memory
 from ...models.generation.conversation import Conversation
 from ...models.loading.truncation import Truncation
 from ...models.lowering.structure import tensors_of
@@ -32,12 +30,12 @@ from ..reports.report import BUT_HEAD, MB, AnsweredQuery, Report, phases_in_word
 from ..service.local_options import LocalOptions
 from ..session.compute_slots import LimitReached
 from ..session.delegated_client import DelegatingClient
-from ..session.delegation import ADVERSARY, PublicWeights, delegated_hello
+from ..session.delegation import ADVERSARY, PROTOCOL, PublicWeights
 from ..session.online import Answer, Progress, added
 from ..session.part_runs import OnPass
 from ..session.rendezvous_two import seed_dealer
 from ..session.spool import Spool, SpoolError
-from ..transport.handshake import meet, new_session
+from ..transport.handshake import make_hello, meet, new_session
 from .base import BaseClient
 from .local import OwnServices
 from .precompute import OpenStore
@@ -199,14 +197,15 @@ def meet_parties(
     groups = part.groups  # a pass over the weights, once a process, before anybody waits
     certificates, address = parties.reached()
     context, timeout = client_context(certificates, "client"), settings.session.timeout
-    mine = delegated_hello(part.model.manifest, "client", new_session(), settings.shared_hash())
+    manifest, session, shared = part.model.manifest, new_session(), settings.shared_hash()
+    mine = make_hello("client", PROTOCOL, manifest.digest, session, shared, ring=manifest.ring)
     channel = meet(address("server"), context, "server", mine, timeout)
 
     try:
         seed = partial(seed_dealer, context, address("dealer"), mine, timeout)
-        options |= {"session": mine.session, "dealt_by": str(address("dealer")), "waiting": telling(progress)}
-        own = PublicWeights(part.model.manifest, part.model.integers) if own_dealer else None
-        party = DelegatingClient(part.model.manifest, groups, shaped(channel), seed, own=own, **options)
+        options |= {"session": session, "dealt_by": str(address("dealer")), "waiting": telling(progress)}
+        own = PublicWeights(manifest, part.model.integers) if own_dealer else None
+        party = DelegatingClient(manifest, groups, shaped(channel), seed, own=own, **options)
         party.signer = Signer(certificates, "client")
         party.set_up()
     except BaseException:
@@ -320,33 +319,24 @@ class DelegatedPasses:
 
 
 class DelegatedClient(BaseClient):
-    """Asks a public model, whose linear layers a server computes on noise; or use `with`.
+    """A client for a public model whose linear layers a server computes on masked values.
 
-    client = bf.DelegatedClient("server.example:7443", dealer="dealer.example:7444", folder="delegated/client")
-    print(client("nobody reads this"))
+        with bf.DelegatedClient("server.example:7443", dealer="dealer.example:7444", folder="public/client") as client:
+            print(client("nobody reads this"))
 
-    server         "host:port"; or "local": a dealer and a server on this machine, as two processes of their own
-    dealer         "host:port"; or "local": this process, ahead (`blindformer precompute --dealer local`), with `spool`
-    folder         what `compile --weights public` wrote: DIR/client, or DIR (which "local" needs)
+    server         "host:port"; or "local": a dealer and a server on this machine
+    dealer         "host:port"; or "local": this process, as `blindformer precompute --dealer local` does; needs `spool`
+    folder         DIR/client of `compile --weights public`; "local" needs DIR
     part           in place of a folder: a loaded model's part (models.delegated.part)
-    adapter        the folder of a LoRA adapter of your own, which peft saved: it computes here, and nobody sees it
-    certificates   the folder with ca.pem, client.pem and client.key
-    config         a blindformer.toml; what is given here goes over it
-    length         tokens to pad texts to (default: the least of 32, 64, 128 ... that fits)
-    pad            hide how much is read, said or shown: rows of each pass are filled up to a power of two, and a
-                   conversation's passes to a multiple of 16 after each answer
-    client_memory  such as "200MB": compute here what layers fit it, which saves rounds and bytes (default: none)
-    truncate       a longer text: "off": it is refused; "end": its end is cut off (True), "start": its beginning;
-                   "windows": all of it is asked, in parts that overlap, and one answer is made of all
-    timeout        seconds that a party may be silent
-    threads        of each party that "local" starts (default: 1)
-    wait           seconds to go on asking a server that is busy, or that comes back
-    spool          a folder of stored masks; `use_spool`: "auto" (default), "only" those, or "off"
-    progress       called with (phase, done, total)
+    adapter        folder of your own LoRA adapter; it stays in this process
+    length         padded length in tokens (default: the shortest of 32, 64, 128 ... that fits)
+    pad            hide sizes: rows of a pass are padded to a power of two, a conversation's passes to a multiple of 16
+    client_memory  memory for layers that are computed here, such as "200MB"; saves rounds and bytes (default: none)
+    spool          folder of stored masks; `use_spool`: "auto" (default), "only" or "off"
 
-    A query whose session is lost is asked again, once, in a new session with fresh masks.
+    The other arguments are those of `Client`. After a lost session, a query is repeated once with fresh masks.
 
-    Errors: ConfigError, ArtifactError, LoadError; of queries: InputError, PeerError, SlotsBusy, LimitReached.
+    Raises ConfigError, ArtifactError, LoadError; queries raise InputError, PeerError, SlotsBusy and LimitReached.
     """
 
     protocol, makes_room = "delegated", True

@@ -34,9 +34,9 @@ from ..certificates.tls_folder import client_context, write
 from ..config import Address
 from ..reports.report import encrypted_report, requests_in_words
 from ..session.compute_slots import LimitReached, SlotsBusy
-from ..session.encrypted_queries import SERVER, EncryptingClient, KeysGone, encrypted_hello
+from ..session.encrypted_queries import PROTOCOL, SERVER, EncryptingClient, KeysGone
 from ..session.online import Answer, Progress
-from ..transport.handshake import meet, new_session
+from ..transport.handshake import make_hello, meet, new_session
 from .local import OwnServices
 from .session import ClientError, PartyAddresses, Reply, Session, telling
 
@@ -176,11 +176,8 @@ class EncryptedServer:
     def _dial(self, facts: CircuitNeeds, progress: Progress) -> EncryptingClient:
         """With the certificate as its files are now. Errors: PeerDisagrees if the server has another circuit."""
         (certificates, address), settings = self._parties.reached(), self._parties.settings
-        mine, timeout = (
-            encrypted_hello(facts, "client", new_session(), settings.shared_hash()),
-            settings.session.timeout,
-        )
-
+        mine = make_hello("client", PROTOCOL, facts.hash(), new_session(), settings.shared_hash())
+        timeout = settings.session.timeout
         channel = meet(address(SERVER), client_context(certificates, "client"), SERVER, mine, timeout)
         client = EncryptingClient(channel, facts, telling(progress))
         try:

@@ -89,7 +89,7 @@ class OwnServices(Session):
 
     @property
     def processes(self) -> dict[str, int]:
-        """Pids by role."""
+        """Process ids by role."""
         return self.services.processes
 
     @contextmanager
@@ -106,7 +106,7 @@ class OwnServices(Session):
             raise
 
     def close(self) -> None:
-        """Say goodbye, and end the services."""
+        """End the session and the services."""
         self._end(STOP_SECONDS)
 
     def _end(self, seconds: float) -> None:
@@ -117,10 +117,18 @@ class OwnServices(Session):
 class LocalParties(OwnServices, TwoPartySession):
     """A session with a dealer and a server on this machine; this process is the client.
 
-    `processes`: their pids by role.
+        with bf.LocalParties("compiled", length=32) as session:
+            print(session.query(inputs).outputs)
 
-    Errors: ArtifactError; LaunchError and CorrelationError, which end the session; of `query` alone ProgramError and
-    RangeError (wrong inputs) and AnswerOutOfRange.
+    folder   a compiled folder, or a result of `compile`
+    pin      the server on core 0 and this process on core 1, for measurements
+    network  a network to imitate between the parties
+    length   which of the folder's programs
+    audits   fraction of runs in which the server checks this process
+    device   where each party computes
+
+    Raises ArtifactError; LaunchError and CorrelationError end the session. `query` raises ProgramError, RangeError and
+    AnswerOutOfRange.
     """
 
     def __init__(
@@ -136,12 +144,7 @@ class LocalParties(OwnServices, TwoPartySession):
         audits: float = 0.0,
         device: str = "cpu",
     ) -> None:
-        """Start the services and set the session up.
-
-        `pin`: the server on core 0 and this process on core 1, where there are two: for measurements. `network`: what
-        to imitate between the parties. `length`: which of the folder's programs, if there are several.
-        `audits`: the part of all runs in which the server checks this process. `device`: where each party computes.
-        """
+        """Start the services and set the session up."""
         if isinstance(folder, Compiled):
             part, source = None, partial(save, folder)
         else:

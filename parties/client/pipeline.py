@@ -27,7 +27,7 @@ from ...models.generation.folder import compile_chat_folder, compile_seq2seq_fol
 from ...models.generation.seq2seq import prefixes
 from ...models.loading.load import Loaded, load, loaded_with
 from ...models.loading.media import MEDIA
-from ...models.loading.packaged import PACKAGED_NAMES
+from ...models.loading.packaged import GIVE_MODEL
 from ...models.loading.task import WRITTEN, Task
 from ...models.loading.truncation import IN_PYTHON, Truncation, truncation_of
 from ...models.open_weights import Weights, open_weights
@@ -79,43 +79,31 @@ def pipeline(
     top_k: int | EllipsisType | None = ...,
     **options: Any,
 ) -> BaseClient:
-    """A client of the model that takes what the transformers pipeline of `task` takes and gives what that gives.
+    """Return a private client that is called like the transformers pipeline of `task`.
 
         with bf.pipeline("text-classification", model="./my-model") as classify:
             print(classify("nobody reads this"))
 
-    task         one of TASKS, or a translation's with its languages, translation_en_to_de (default: the model's own)
-    model        a folder, a Hugging Face id, or a package's, such as minilm; a folder that compile wrote; what
-                 `load` returned; or a module of transformers, with `tokenizer` (of images, sounds: its processor)
-    protocol     "beaver", "crypten" among `parties`, "ckks" with plan "he"; "clear": the reference, which hides nothing
-    plan         a preset's name, or a plan (default: the one in the model's folder, else faithful)
-    lengths      tokens that texts are padded to, each to the least that fits (default: 32, 64 and 128)
-    truncation   a text that is longer than all lengths: True or "end" cuts its end off, "start" its beginning; False or
-                 "off" refuses it (default). Special tokens stay. Of a pair the longer text is cut, as transformers'
-                 "longest_first" does; of a question and its text, the text. A call has it, too:
-                 pipe(text, truncation=True). Result.truncated of `query` counts the tokens that were left out.
-                 "windows": nothing is cut off; the text is asked in parts that overlap by an eighth, and one answer is
-                 made of all (models/loading/windows.py)
-    calibration  typical texts (default: built-in ones), or images or sounds: files or folders. Never a user's
-    embedding    "client": the embedding block is released to the client; "private": it stays with the server
-    weights      "private": the server's (default); "public": open to every computing party; or patterns of names by
-                 either; "private-head": public but for a classifier's last part. With an adapter the model's are
-                 public by default, and the adapter's are the server's; with "public" the adapter is yours, and
-                 computed here
-    adapter      the folder of a LoRA adapter that peft saved, put on the model unmerged; or, of a folder that compile
-                 wrote, the adapter's name in it
-    generation   of a language model: system, slots (tokens of a conversation), window, reveal: as of `compile_chat`;
-                 of one that writes about a text or sound: slots (tokens of an answer), reveal; of speech seconds, too
-    server       "local": the parties run on this machine; or "host:port", with a folder that compile wrote
-    top_k        of every call that does not say: how many labels, tokens or spans. None: all labels
-    options      of the protocol's client: dealer, certificates, config, timeout, progress, ... `progress` is called
-                 with (phase, done, total), while the model is compiled, too (default: the log `blindformer` says what)
+    task         a pipeline's name, or "translation_en_to_de" (default: the model's own task)
+    model        a folder, a hub id, a packaged model, a compiled folder, a result of `load`, or a transformers module
+    protocol     "beaver", "crypten" among `parties`, "ckks" with plan "he", or "clear", which hides nothing
+    tokenizer    of a bare module: its tokenizer or processor
+    plan         a preset's name or a plan (default: the model's own, else "faithful")
+    lengths      padded lengths in tokens; each text takes the shortest that fits (default: 32, 64 and 128)
+    truncation   "off" or False: refuse longer texts (default); "end" or True: cut the end; "start": cut the beginning;
+                 "windows": query overlapping parts and merge their answers. A call may set it, too
+    calibration  typical texts, or files or folders of images or audio; never a user's (default: built-in texts)
+    embedding    "client": every client gets the embedding block (default); "private": the server keeps it
+    weights      who holds the weights, as in `make_private`, or "private-head"
+    adapter      the folder of a LoRA adapter that peft saved; of a compiled folder, an adapter's name
+    generation   options of a generative model: system, slots (tokens of a conversation or answer), window, reveal
+    server       "local": all parties on this machine; or "host:port", with a compiled folder
+    top_k        labels, tokens or spans of each answer; None: all labels (default: as in transformers)
+    options      other arguments of the client: dealer, certificates, config, timeout, progress
 
-    A model's folder is compiled at the first use, into the cache (client.cache of the configuration), and found there
-    afterwards, by its task or without one. What is wrong with the arguments is said before anything is loaded. Of many
-    items, the error of one stands in the place of its answer (BaseClient.__call__).
+    The model is compiled at its first use, and cached. In a list, an item's error takes the place of its answer.
 
-    Errors: ClientError, LoadError, and those of `compile_folder` and of the protocol's client.
+    Raises ClientError, LoadError, and the errors of `compile_folder` and of the client.
     """
     pair = task if task is not None and _PAIR.fullmatch(task) else ""
     task = None if task is None else _known(task)
@@ -126,7 +114,7 @@ def pipeline(
     if task == GENERATION:
         find_talking(protocol)
     if model is None:
-        raise ClientError(f"model: give a model's folder, a Hugging Face id, {PACKAGED_NAMES}")
+        raise ClientError(f"model: none was given; {GIVE_MODEL}")
     if server != LOCAL and not local.entry.served:
         raise ClientError(f"protocol {protocol}: its parties run on this machine here; leave server out")
     cut = {} if truncation is None else {"truncate": truncation_of(truncation)}

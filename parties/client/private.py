@@ -64,34 +64,32 @@ def make_private(
     timeout: float = 120,
     progress: Progress | None = None,
 ) -> PrivateModel:
-    """A callable with the model's arguments that returns the model's own output class; `generate` as the model's.
+    """Return a private version of a model, with its arguments, its output class and a language model's `generate`.
 
-    model        a module, what `load` returned, or a folder's or model's name
-    plan         a preset's name, or a plan (calibrated or not); default: the one in the model's folder, else faithful
+        private = bf.make_private(model, plan="faithful", calibration=batches)
+        outputs = private(**tokenizer("nobody reads this", return_tensors="pt"))
+
+    model        a module, a result of `load`, or a folder's or model's name
+    plan         a preset's name or a plan (default: the one in the model's folder, else "faithful")
     protocol     "beaver": two parties and a dealer; "crypten": `parties` and a dealer, the first owns the model, the
-                 second the data; "ckks": encrypted, for plan "he"; "clear": the reference, which hides nothing;
-                 "crypten-insecure": for comparison
-    example      inputs of the shapes to come: compiles now instead of at the first call
-    calibration  inputs (a batch, or several) of the queries' shapes; without them the first query calibrates: thin
-    outputs      names of the model's outputs to compute and reveal (default: all)
-    embedding    "client": the embedding block is released to the client; "private": it stays with the server
-    weights      "private": the server's (default); "public": open to every computing party; or patterns of names by
-                 either, such as {"public": ["model.*"], "rest": "private"}. With an adapter that `load` put on, the
-                 base is public by default, and the adapter the server's; with "public" it is yours: of a model of
-                 peft, too, it is computed here, and nobody sees it. If all private parameters are the last part's,
-                 {"private": ["classifier.*"], "rest": "public"}, or "private-head" in a word, the public rest is
-                 delegated, and that part alone is a session of two parties: without a plan of your own, `outputs` or a
-                 device
-    tokenizer    for `generate` of a bare module: what `load` returned, and a name, have their own
-    generation   how a language model is compiled for `generate`: options of `compile_chat`, such as {"slots": 512}
-    device       where each party computes: "cpu", "cuda", or one of several GPUs, "cuda:1"
-    pad          with public weights: rows of each pass are filled up to a power of two, which hides how many there are
-    client_memory  with public weights: such as "200MB": layers that fit it are computed here, which saves rounds
-    timeout      seconds of silence allowed between parties
-    progress     called with (phase, done, total), of compiling ("compile: ...") and of each query (default: the log
-                 `blindformer` says what is compiled)
+                 second the data; "ckks": encrypted, for plan "he"; "clear": hides nothing; "crypten-insecure"
+    example      inputs of the later shapes: compile now instead of at the first call
+    calibration  one or more batches of typical inputs (default: the first query)
+    outputs      names of outputs to compute and reveal (default: all)
+    embedding    "client": every client gets the embedding block (default); "private": the server keeps it
+    weights      "private": the server's (default); "public": every computing party's; "private-head": public except
+                 the last part; or patterns of names: {"public": ["model.*"], "rest": "private"}. With an adapter, its
+                 base is public by default, and the server has the adapter; with "public", it stays in this process
+    tokenizer    of a bare module, for `generate`
+    generation   options of `compile_chat` for `generate`, such as {"slots": 512}
+    threads      of each party
+    device       where each party computes: "cpu", "cuda" or "cuda:1"
+    pad          with public weights: pad rows of a pass to a power of two, which hides their number
+    client_memory  with public weights: memory for layers that are computed here, such as "200MB"; saves rounds
+    timeout      seconds that a party may be silent
+    progress     called with (phase, done, total) (default: compilation is logged)
 
-    Errors: PrivateError, and those of `compile` and of a session.
+    Raises PrivateError, and the errors of `compile` and of a session.
     """
     loaded = loaded_of(model)
     bare = isinstance(loaded, nn.Module)
@@ -137,9 +135,11 @@ def make_private(
 
 
 class PrivateModel:
-    """Made by `make_private`. One session is kept open between calls of the same shapes; close it, or use `with`.
+    """A private model, as `make_private` returns it. One session stays open between calls of the same shapes, until
+    `close`.
 
-    `report`: cost and who learned what, of the last call. `compiled`: the program of the last call's shapes.
+    report    cost of the last call, and who learned what
+    compiled  the program of the last call
     """
 
     def __init__(self, model: nn.Module, plan: Plan | str, local: LocalProtocol) -> None:
@@ -175,15 +175,17 @@ class PrivateModel:
         return compiled.answer(outputs)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
-        """What a language model writes after prompts [B, n], as transformers' `generate` returns it: token ids, the
-        prompt's first. The first call compiles the model to answer token by token.
+        """Continue prompts [B, n], as transformers' `generate` does. Returns token ids, prompts included.
 
-        input_ids   each begins with what the model was compiled for: the chat template's beginning, else the token that
-                    begins a text. Rows of a batch are answered one after the other; `attention_mask` marks padding
-        options     those of `generate`: generation_config, max_new_tokens, do_sample, streamer, ... Beams need more
-                    than one text at once, and are refused. An answer ends where the room does (`slots`, default: 256)
+        input_ids       each row begins with the compiled prefix: the chat template's beginning, else the model's first
+                        token
+        attention_mask  marks padding; rows are answered one after the other
+        options         of `generate`: max_new_tokens, do_sample, streamer; no beams. `slots` limits the length
+                        (default: 256)
 
-        `report` stays as it was. Errors: GenerationError, PrivateError, and those of a session.
+        The first call compiles the model. `report` does not change.
+
+        Raises GenerationError, PrivateError, and the errors of a session.
         """
         if self._client is None:
             find_talking(self._local.entry.name)
@@ -193,13 +195,14 @@ class PrivateModel:
         return self._client.kept_conversation().generate(input_ids, attention_mask, **options)
 
     def receipt(self, prices: Prices = None) -> Receipt:
-        """What all parties vouch for, of the open sessions, and its cost. `prices`: settings of [prices], such as
-        {"currency": "EUR", "gb": {"server": 0.08}}. Errors: ReceiptError where the protocol has none."""
+        """Return what all parties of the open sessions state, with costs. `prices`: settings of [prices], such as
+        {"currency": "EUR", "gb": {"server": 0.08}}. Raises ReceiptError if the protocol has no receipts.
+        """
         sessions = [] if self._session is None else [self._session.vouched()]
         return issue(sessions + ([] if self._client is None else self._client.sessions.vouched()), prices)
 
     def prepare(self, inputs: Inputs) -> Compiled:
-        """Compile for the shapes of `inputs`, if that is not done yet."""
+        """Compile for the shapes of `inputs`, unless that was done."""
         inputs = self.bound(inputs)
         shapes = shapes_of(inputs)
         if shapes not in self._programs:
@@ -219,7 +222,7 @@ class PrivateModel:
         return self.compiled
 
     def bound(self, named: Inputs, values: Sequence[Any] = ()) -> dict[str, Any]:
-        """Arguments of the model by name, without those that are None. Errors: PrivateError."""
+        """Arguments of the model by name, without those that are None."""
         signature, inputs = inspect.signature(self.model.forward), {}
         try:
             arguments = signature.bind(*values, **named).arguments

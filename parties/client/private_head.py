@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ...approximations import Plan
 from ...models.compile import Compiled
 from ...models.delegated.head import HeadInPlace, read_by_head
-from ...models.delegated.memory import read_memory
 from ...models.delegated.part import part_of_module
+from ...models.delegated.sequences import read_memory
 from ...models.loading.adapters import without_peft
 from ...models.open_weights import PRIVATE, OpenWeights
 from ...protocols.delegated import RINGS

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from ...models.artifacts import ClientPart, Question
 from ...models.loading.huggingface import InputError
 from ...models.loading.task import USUAL_LABELS, WRITTEN
-from ...models.loading.windows import MEANS, joined_rows
+from ...models.loading.truncation import MEANS, joined_rows
 from ...protocols.errors import BlindformerError
 from ..reports.report import Report, added_up
 from .sessions import answer_to
@@ -28,18 +28,18 @@ if TYPE_CHECKING:  # importing it takes seconds
 class Result:
     """The answer to one text, pair of texts, or image.
 
-    value     in the terms of the model's task (Task.read); None if there is an error
-    outputs   the model's outputs by name, float32
-    length    tokens that the text was padded to: all that others learn of its own length, but for `windows`
-    tokens    of the text, as far as it was read; known here only
-    truncated tokens that were cut off so that it fits; known here only
-    retried   why a first attempt failed, if one did: that attempt gave no answer, and its correlations are spent
-    distrusted  why the answer must not be trusted: a canary query of its call has another answer than the known one
-    error     of this question alone (`stream`); `query` and `query_many` raise it
-    passes    through the model: one a window, and as many as a model that writes took
-    windows   that a long text was asked in; one of any other
-    finish    of a model that writes: "length" where the answer ended because there was no room for more, else "stop"
-    language  of speech: that the model heard, or was told, such as "en"
+    value       as the model's task has it; None if there is an error
+    outputs     the model's outputs by name, float32
+    length      padded length in tokens: all that others learn of the text's length, except with windows
+    tokens      of the text that were read; only the client knows it
+    truncated   tokens that were cut off; only the client knows it
+    retried     why a first attempt failed; it gave no answer, and its correlated randomness is spent
+    distrusted  why the answer cannot be trusted: a canary query of its call was answered wrongly
+    error       of this item (`stream`); `query` and `query_many` raise it
+    passes      through the model
+    windows     that a long text was divided into
+    finish      of a generative model: "stop", or "length" if the answer was cut
+    language    of speech, such as "en"
     """
 
     item: Any
@@ -61,8 +61,8 @@ class Result:
 class Windows:
     """The questions of a call, with every window of a long text under a number of its own: each is a query.
 
-    How a text is divided, and answers joined, is in models/loading/windows.py. What others learn of such a text is how
-    many windows it has, as one learns of a short one to which length it is padded.
+    How a text is divided, and answers joined, is in models/loading/truncation.py. What others learn of such a text is
+    how many windows it has, as one learns of a short one to which length it is padded.
 
     questions  by number, in the order in which they are asked
     places     of each window that is not its text's first, the number of its text

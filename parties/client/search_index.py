@@ -48,7 +48,7 @@ class IndexUpdate(NamedTuple):
 
 
 class SearchIndex:
-    """Documents by meaning: an embedding model's vectors, kept in a file so that each text is asked once.
+    """Search documents by meaning. Each text is embedded once, and its vector kept in a file.
 
         with bf.Client("local", folder="compiled") as client:
             index = bf.SearchIndex(client, "documents.index")
@@ -56,11 +56,10 @@ class SearchIndex:
             for hit in index.search("How can I pay?"):
                 print(f"{hit.score:.3f}", documents[hit.place])
 
-    client   of a model of sentence embeddings; a text that is too long is cut, refused or divided as the client says
-    file     where vectors are kept (default: nowhere)
+    client   of a sentence embedding model; its `truncate` decides about long texts
+    file     where vectors are kept (default: nowhere); it belongs to one model
 
-    The file belongs to one model: another one's vectors cannot be compared. Errors: ClientError; of a text or a
-    question, those of queries.
+    Raises ClientError, and the errors of queries.
     """
 
     def __init__(self, client: BaseClient, file: str | Path | None = None) -> None:
@@ -73,8 +72,8 @@ class SearchIndex:
         self._vectors = torch.zeros(0, 0)
 
     def update(self, texts: Sequence[str]) -> IndexUpdate:
-        """Make these texts, in their order, what is searched. Texts that are new are asked; texts that are gone are
-        forgotten. If this is interrupted, the next call goes on from there."""
+        """Set the documents. New texts are queried, others forgotten; an interrupted update resumes at the next
+        call."""
         digests = [hashlib.sha256(text.encode()).digest() for text in texts]
         first = dict(zip(reversed(digests), range(len(digests) - 1, -1, -1), strict=True))  # equal texts are asked once
         new = [place for digest, place in sorted(first.items(), key=lambda item: item[1]) if digest not in self._known]
@@ -102,7 +101,7 @@ class SearchIndex:
         return IndexUpdate(len(new) - len(faults), errors)
 
     def search(self, question: str, top: int = 5) -> list[SearchHit]:
-        """The nearest documents, the nearest first; of equally near ones in their order."""
+        """Return the nearest documents, the nearest first."""
         if not self._places:
             raise ClientError("search: the index holds no documents; call update with some first")
         cosines = self._vectors @ torch.tensor(self.client.query(question).value)

@@ -88,12 +88,12 @@ class Session(ABC):
     plan: str
 
     def ask(self, inputs: Mapping[str, Tensor], more: bool = False) -> Reply:
-        """Run one query on the model's inputs. `more`: another one follows, whose correlations may be made now."""
+        """Run one query on the model's inputs. `more`: another query follows, and is prepared meanwhile."""
         self.check_open()
         return self._ask(inputs, more)
 
     def query(self, inputs: Mapping[str, Tensor], more: bool = False) -> Answer:
-        """The same, and the float32 outputs of all texts at once. Errors: AnswerOutOfRange, too."""
+        """Run one query, and return the float32 outputs of all texts. Raises AnswerOutOfRange, too."""
         reply = self.ask(inputs, more)
         return replace(reply.answer, outputs=reply.outputs())
 
@@ -106,7 +106,7 @@ class Session(ABC):
         raise NotImplementedError
 
     def prepare(self, part_run: PartRun | None = None) -> None:  # noqa: B027
-        """Between two queries: the parties make now what the next one needs. `part_run`: what it runs."""
+        """Preprocess the next query. `part_run`: what it runs."""
 
     def lost(self, error: BaseException) -> bool:
         """After an error of `ask`: close what the error has spoilt. Whether a new session may answer."""
@@ -118,7 +118,7 @@ class Session(ABC):
 
     @classmethod
     def texts_of_query(cls, compiled: Compiled) -> int:
-        """Texts or images that share a query at the price of one."""
+        """Texts or images that one query takes at the price of one."""
         return 1
 
     def working(self) -> AbstractContextManager[object]:
@@ -135,16 +135,16 @@ class Session(ABC):
 
     @property
     def texts(self) -> int:
-        """Of one query."""
+        """Texts of one query."""
         return texts_of(self.program)
 
     def check_open(self) -> None:
-        """Errors: ClientError."""
+        """Raise ClientError if the session is closed."""
         if not self.open:
             raise ClientError("client: the session is closed; open a new one")
 
     def vouched(self) -> VouchedSession:
-        """What all parties vouch for, so far. Errors: ReceiptError where no party has a certificate to sign with."""
+        """What all parties state so far. Raises ReceiptError if no party has a certificate to sign with."""
         signer = getattr(self.party, "signer", None)
         if signer is None:
             what = f"protocol {self.protocol} signs nothing here; use protocol beaver, with parties in processes"
@@ -156,7 +156,7 @@ class Session(ABC):
         return VouchedSession(about, facts, others, self.party.notes.spent(), signer)
 
     def all_vouched(self) -> list[VouchedSession]:
-        """The same, with those of sessions that are parts of this one."""
+        """What all parties state, in this session and those that are part of it."""
         return [self.vouched()]
 
     def _stated(self) -> dict[str, Any]:
@@ -164,11 +164,11 @@ class Session(ABC):
         return stated(self.program)
 
     def receipt(self, prices: Prices = None) -> Receipt:
-        """The receipt of this session so far. `prices`: settings of [prices]. Errors: ReceiptError, too."""
+        """The receipt so far. `prices`: settings of [prices]. Raises ReceiptError."""
         return issue(self.all_vouched(), prices)
 
     def report_of(self, answer: Answer) -> Report:
-        """What an answer cost."""
+        """The cost of an answer."""
         setup = {"setup_s": self.setup_s, "setup_bytes": self.setup_bytes, "parties": self.parties}
         return type(self).report(AnsweredQuery(self.program, self.plan, answer.timings, answer.others, **setup))
 

@@ -62,8 +62,7 @@ class TwoPartySession(Session):
         return passes(self.party, self.part.parts, on_pass, self.progress)
 
     def prepare(self, part_run: PartRun | None = None) -> None:
-        """Live correlations; those of a spool are there, so nothing is made for a query that may take them. A session
-        that is lost is the next query's matter."""
+        """Preprocess the next query, unless a store does. A lost session is the next query's error."""
         if part_run is None and getattr(self.party, "spool", None) is not None:
             return
         with suppress(PeerError):

@@ -25,8 +25,7 @@ from ...protocols.errors import BlindformerError, PeerError, PeerTimeout
 from ...protocols.wire import wire_bytes
 from ..certificates.tls_folder import CertificateError, client_context
 from ..config import Address, Role, Settings
-from ..session.spool import Spool, SpoolError
-from ..session.spool.spool import LEDGER
+from ..session.spool import LEDGER, Spool, SpoolError
 from ..transport.handshake import PeerFacts, Probed, my_facts, probe
 from ..transport.tls import dial
 

@@ -22,9 +22,9 @@ from ...versions import versions
 from ..certificates.tls_folder import fingerprint, issued_by, load_certificate, role_in
 from ..config import PricesSection, load_settings
 from ..transport.frames import printable
-from .spending import Consumption
 from .statement import (
     ClientStatement,
+    Consumption,
     FederatedStatement,
     Hex,
     PartyCost,

@@ -144,11 +144,8 @@ def runs_here() -> tuple[str, ...]:
 
 
 def in_words(wanted: tuple[str, ...], words: Callable[[ProtocolEntry], str] = lambda entry: entry.words) -> str:
-    """Help on a choice: "beaver: two parties; clear, crypten-insecure: to compare"."""
-    grouped: dict[str, list[str]] = {}
-    for name in wanted:
-        grouped.setdefault(words(protocols()[name]), []).append(name)
-    return "; ".join(f"{', '.join(some)}: {text}" for text, some in grouped.items())
+    """Help on a choice: "beaver: two parties; crypten: N parties". A protocol without words explains itself."""
+    return "; ".join(f"{name}: {text}" for name in wanted if (text := words(protocols()[name])))
 
 
 def reference() -> str:

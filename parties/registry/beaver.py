@@ -13,7 +13,7 @@ ENTRY = ProtocolEntry(
     served=ServiceSpec(
         client=".client.client:Client",
         service=".service.server:ServerService",
-        words="sessions with a dealer",
+        words="with a dealer",
         helpers=("dealer",),
         storing=".client.two_party:storing",
     ),

@@ -14,7 +14,7 @@ ENTRY = ProtocolEntry(
         client=".client.client:EncryptedClient",
         service=".service.encrypted:EncryptedService",
         checks=".doctor.checks:ENCRYPTED_QUERIES",
-        words="encrypted queries",
+        words="encrypted",
     ),
     local=".client.encrypted:LocalEncrypted",
     check=".client.client:check_tenseal",

@@ -6,7 +6,7 @@ from . import ProtocolEntry
 
 ENTRY = ProtocolEntry(
     "clear",
-    words="to compare",
+    words="insecure",
     who="the reference, in one process; it hides nothing",
     parties=2,
     local=".client.local:ClearSession",

@@ -6,7 +6,7 @@ from . import ProtocolEntry, ServiceSpec
 
 ENTRY = ProtocolEntry(
     "delegated",
-    words="a public model",
+    words="public model",
     who="one server and an offline dealer that do not collude, answers checked, 128 bits",
     parties=2,
     start="start serve and query",
@@ -14,7 +14,7 @@ ENTRY = ProtocolEntry(
         client=".client.delegated:DelegatedClient",
         service=".service.delegated:DelegatedServerService",
         dealer=".service.delegated:DelegatedDealerService",
-        words="a public model",
+        words="public model",
         checks=".doctor.checks:DELEGATED",
         helpers=("dealer",),
         holds=("dealer",),

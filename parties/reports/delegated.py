@@ -8,12 +8,10 @@ from functools import partial
 from ...models.building import typical_inputs
 from ...models.compile import Progress
 from ...models.delegated.head import compile_head, head_of, without_head
-from ...models.delegated.integers import plan_name, ring_of
-from ...models.delegated.manifest import DelegatedModel, GroupEntry, Manifest
-from ...models.delegated.memory import groups_within
+from ...models.delegated.manifest import DelegatedModel, GroupEntry, Manifest, plan_name, ring_of
 from ...models.delegated.part import example_inputs, module_of
 from ...models.delegated.running import DelegatedRunner
-from ...models.delegated.sequences import delegated_layers, sequence_of
+from ...models.delegated.sequences import delegated_layers, groups_within, sequence_of
 from ...models.loading.load import Loaded
 from ...models.program.pricing import Network
 from ..session.delegation import corrections_bytes, request_bytes
@@ -50,7 +48,7 @@ def price_of_pass(
     tokens. `memory`: bytes of layers that the client computes; `private_head`: whether the model's last part is left
     out. Errors: DelegationError, LoadError."""
     if private_head:
-        loaded, _ = without_head(loaded, head_of(loaded.model))
+        loaded, _ = without_head(loaded, head_of(loaded.model, loaded.name))
     module, inputs = module_of(loaded), example_inputs(loaded, length)
     layers = delegated_layers(module, partial(module, **inputs))
     manifest = Manifest(
@@ -78,5 +76,5 @@ def price_of_head(
     `price_of_pass`, and those of `compile`."""
     lengths = None if loaded.task.medium is not None else [length]
     typical = typical_inputs(loaded, lengths, None)
-    (compiled,) = compile_head(loaded, head_of(loaded.model), plan_name(plan), typical, progress).values()
+    (compiled,) = compile_head(loaded, head_of(loaded.model, loaded.name), plan_name(plan), typical, progress).values()
     return estimate(compiled, network)

@@ -44,12 +44,14 @@ MINUTE = 60.0
 
 @dataclass(kw_only=True)
 class Estimate(QueryPrice):
-    """One query, with its seconds on a network.
+    """The estimated cost of one query on a network.
 
-    `offline_s`: from asking for correlations until they are there (of several runs at once: one run's part);
-    `online_s`: from then to the result, both at the client. `setup_s`: the masked weights on the wire, once.
-    `compute_s`: CPU seconds in these, by party and phase.
-    `rtt_s`: seconds there and back; `bandwidth`: bits a second, each way.
+    offline_s  seconds at the client to get correlated randomness
+    online_s   seconds from then to the result
+    setup_s    seconds to send the masked weights, once
+    compute_s  CPU seconds in these, by party and phase
+    rtt_s      round trip in seconds
+    bandwidth  bits a second, in each direction
     """
 
     network: str
@@ -71,12 +73,16 @@ def estimate(
     dealer: str | Network | None = None,
     rehearsal: Rehearsal | None = None,
 ) -> Estimate:
-    """The price of one query. `network`: loopback, lan, wan, or one of your own; `dealer`: the one between dealer and
-    server, if it is another. `rehearsal`: for several networks; without it one is made, which takes about as long as
-    the computation of two queries.
+    """Return the estimated cost of one query.
 
-    Errors: BlindformerError for an unknown network, and for a conversation's program (estimate_conversation prices
-    that); ProgramError if the protocol does not offer what the program needs.
+        print(bf.estimate(compiled, "wan").online_s)
+
+    network    "loopback", "lan", "wan", or a Network
+    dealer     the network between dealer and server, if it is another
+    rehearsal  a measurement to reuse for several networks (default: a new one, which computes two queries)
+
+    Raises BlindformerError for an unknown network and for a conversation's program; ProgramError if the protocol does
+    not offer an operation.
     """
     near = network if isinstance(network, Network) else find_network(network)
     far = near if dealer is None else dealer if isinstance(dealer, Network) else find_network(dealer)
@@ -297,19 +303,19 @@ def affordable_layers(
     intermediate: int | None = None,
     progress: Callable[[str], None] = lambda model: None,
 ) -> Affordable:
-    """The most layers with which a query costs no more than a budget, found before anything is trained.
+    """Return the largest number of layers whose query costs no more than a budget. Nothing is trained.
 
         affordable = bf.affordable_layers("50MB", "minilm", "uci")
         student = bf.distill("minilm", "uci", "student", layers=affordable.layers)
 
-    budget      seconds on a LAN ("0.2s", "300ms") or bytes ("50MB"), online and offline together
-    teacher, data, plan, embeddings   as of `distill`
-    length      tokens of a query (default: those that `distill` cuts at)
-    pool        layers after which tokens are pooled (default: the plan's own)
-    heads, intermediate   of the student, as of `distill`
-    progress    is told the name of each model that is priced
+    budget    seconds on a LAN ("0.2s", "300ms") or bytes ("50MB"), offline and online together
+    length    tokens of a query (default: as `distill` cuts)
+    pool      layers after which tokens are pooled (default: the plan's)
+    progress  called with the name of each model that is priced
 
-    Errors: BlindformerError (DistillError for a budget below the price of one layer), one line with the remedy.
+    The other arguments are those of `distill`.
+
+    Raises BlindformerError; DistillError if one layer exceeds the budget.
     """
     limit, plan = read_budget(budget), Plan.preset(plan) if isinstance(plan, str) else plan
     plan = pooling(plan, plan.pool if pool is None else pool)

@@ -30,10 +30,12 @@ _SUMS = (
 
 @dataclass
 class Report:
-    """One query. Seconds are the client's; bytes are payload, both ways, of which `sent_bytes` left the client online
-    (where it is known), with `sent_head` first. `made_ahead`: its correlations were preprocessed,
-    so none of their bytes are in it. `audits`: runs without an answer in which the server checked the client; they are
-    in all other figures but `layers`, which are of one run. `str(report)` is a readable text."""
+    """The cost of one query. `str(report)` is a text of it.
+
+    Seconds are measured at the client. Bytes are payload in both directions; `sent_bytes` left the client online, and
+    began with `sent_head`. `made_ahead`: the query was preprocessed, and its offline bytes are not included. `audits`:
+    runs without an answer in which the server checked the client; all figures but `layers` include them.
+    """
 
     model: str
     plan: str
@@ -54,7 +56,7 @@ class Report:
     sent_head: str = field(default="", repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """All but `sent_head`, which is for the eye."""
+        """All fields but `sent_head`."""
         return {name: value for name, value in asdict(self).items() if name != "sent_head"}
 
     def __str__(self) -> str:
@@ -141,7 +143,7 @@ class AnsweredQuery:
 
 
 def two_party_report(query: AnsweredQuery) -> Report:
-    """Bytes are the client's, both ways."""
+    """The cost of a query at its client."""
     timings, others = query.timings, query.others
     roles = [role for role in ("server", "dealer", "helper") if role != "helper" or _peak(role) in others]
     return query.report(
@@ -253,7 +255,7 @@ def phases_in_words(reports: list[Report]) -> str:
 
 
 def each_in_words(reports: list[Report], what: str) -> str:
-    """The same of one `what`, such as "a text"."""
+    """The average cost of one `what`, such as "a text", in a line."""
     return f"{what}: {phases_in_words(reports)}"
 
 

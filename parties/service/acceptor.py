@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..addresses import network_of
-from ..transport.stream import NOT_TLS_ALERT
+from ..transport.tls import NOT_TLS_ALERT
 from .admission import ServiceLimits
 from .logs import Log
 from .metrics import Metrics

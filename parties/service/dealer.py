@@ -21,9 +21,9 @@ from ...protocols.channel import Channel
 from ...protocols.devices import find_device
 from ...protocols.errors import BlindformerError
 from ..config import Settings
-from ..session.dealing import DealerParty, MemorySeeds, SeedError, left_for, receive_seed
+from ..session.dealing import DealerParty
 from ..session.preprocessed import GB
-from ..session.rendezvous_two import meet_as_dealer
+from ..session.rendezvous_two import MemorySeeds, SeedError, left_for, meet_as_dealer, receive_seed
 from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
 from .child import Control

@@ -15,9 +15,9 @@ from ...protocols.errors import BlindformerError
 from ..config import Settings
 from ..registry import DEFAULT
 from ..session.delegated_server import DelegatedServer
-from ..session.delegation import ADVERSARY, DelegatedDealer, PublicWeights, delegated_hello
+from ..session.delegation import ADVERSARY, PROTOCOL, DelegatedDealer, PublicWeights
 from ..session.preprocessed import GB
-from ..transport.handshake import Hello, greet
+from ..transport.handshake import Hello, make_hello
 from ..transport.tls import TlsChannel
 from .child import Control
 from .dealer import DealerService
@@ -39,7 +39,7 @@ class DelegatedServerService(Service):
     def __init__(self, settings: Settings, scratch: Path, local: LocalOptions) -> None:
         super().__init__(settings, scratch, local)
         self.weights = PublicWeights(*load_weights(settings.server.folder, "server"))
-        self.programs = [self.weights.manifest.digest]
+        self.hellos = hellos_of(self)
         self.head = head_service(settings, scratch, local)
         # Of a private head, which could be copied, its answers count; else passes.
         self.quota = quota_of(settings.server, 1) if self.head is None else None
@@ -49,7 +49,7 @@ class DelegatedServerService(Service):
         self.watch_dealer()
         if self.head is not None:
             self.head.identity, self.head.dealer, self.head.spool = self.identity, self.dealer, self.spool
-            self.programs, self.limit = self.programs + self.head.programs, self.head.limit
+            self.hellos, self.limit = self.hellos | self.head.hellos, self.head.limit
             self.commitments, self.about = self.head.commitments, f"{self.about}, and a private head"
             self.adversary = f"{self.adversary}; in sessions of the private head {self.head.adversary}"
 
@@ -60,7 +60,7 @@ class DelegatedServerService(Service):
             super().serve(channel, first, control)
 
     def greet(self, channel: TlsChannel, first: dict[str, Any]) -> Hello:
-        hello = greet(channel, lambda theirs: self._hello(theirs.session), self.timeout, first)
+        hello = super().greet(channel, first)
         if self.spool is None:  # else the client may need no dealer
             self.check_dealer()
         return hello
@@ -69,7 +69,7 @@ class DelegatedServerService(Service):
         return DelegatedServer(
             self.weights,
             self.local.shaped(channel),
-            partial(self.dial_dealer, self._hello(hello.session)),
+            partial(self.dial_dealer, hello),
             admission=control,
             memory=self.limits.memory_gb * GB,
             check_dealer=self.check_dealer,
@@ -80,8 +80,11 @@ class DelegatedServerService(Service):
             signer=self.identity.signer,
         )
 
-    def _hello(self, session: str) -> Hello:
-        return delegated_hello(self.weights.manifest, "server", session, self.config)
+
+def hellos_of(service: DelegatedServerService | DelegatedDealerService) -> dict[str, Hello]:
+    manifest = service.weights.manifest
+    mine = make_hello(service.role, PROTOCOL, manifest.digest, config=service.config, ring=manifest.ring)
+    return {manifest.digest: mine}
 
 
 def head_service(settings: Settings, scratch: Path, local: LocalOptions) -> ServerService | None:
@@ -103,15 +106,13 @@ class DelegatedDealerService(DealerService):
         if settings.dealer.folder is None:
             raise BlindformerError("dealer.folder: a dealer of delegated layers holds the weights; give their folder")
         self.weights = PublicWeights(*load_weights(settings.dealer.folder, "dealer"))
-        self.programs = [self.weights.manifest.digest]
+        self.hellos = hellos_of(self)
         self.about = self.weights.about
 
     def greet(self, channel: TlsChannel, first: dict[str, Any]) -> Hello:
         if first.get("protocol") == DEFAULT:
             return super().greet(channel, first)
-        manifest = self.weights.manifest
-        mine = lambda theirs: delegated_hello(manifest, "dealer", theirs.session, self.config)  # noqa: E731
-        return greet(channel, mine, self.timeout, first)
+        return Service.greet(self, channel, first)
 
     def dealing(self, channel: Channel, hello: Hello, others: Callable[[], list[bytes]], **how: Any) -> Any:
         if hello.protocol == DEFAULT:

@@ -23,8 +23,8 @@ from ...protocols.ckks.isolated import Say
 from ...protocols.devices import DeviceError
 from ..config import Settings
 from ..session.compute_slots import SlotsBusy
-from ..session.encrypted_queries import CiphertextServer, encrypted_hello
-from ..transport.handshake import Hello, greet
+from ..session.encrypted_queries import PROTOCOL, CiphertextServer
+from ..transport.handshake import Hello, make_hello
 from ..transport.tls import TlsChannel
 from .child import Control
 from .control import ChildReport, Introduced, StoredKeys
@@ -159,7 +159,7 @@ class EncryptedService(Service):
 
             self.circuits[facts.hash()] = facts
             self.computing[facts.hash()] = partial(Computing, facts, evaluator)
-        self.programs = list(self.circuits)
+        self.hellos = {hash: make_hello(self.role, PROTOCOL, hash, config=self.config) for hash in self.circuits}
         each = self.circuits.values()
         largest = max(facts.key_memory() for facts in each)
         self.limits = self.limits.model_copy(update={"memory_gb": self.limits.memory_gb + largest / GB})
@@ -181,13 +181,6 @@ class EncryptedService(Service):
         )
 
     # -- in a child
-
-    def greet(self, channel: TlsChannel, first: dict[str, Any]) -> Hello:
-        def mine(theirs: Hello) -> Hello:
-            facts = self.circuits.get(theirs.program) or next(iter(self.circuits.values()))
-            return encrypted_hello(facts, self.role, theirs.session, self.config)
-
-        return greet(channel, mine, self.timeout, first)
 
     def party(self, channel: TlsChannel, hello: Hello, control: Control) -> CiphertextServer:
         return CiphertextServer(

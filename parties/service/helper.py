@@ -38,12 +38,12 @@ from ..session.helper_topology import HelperParty
 from ..session.messages import SAME_VERSION, Shares, out_of_place, patient, read, refusing
 from ..session.part_runs import count_of, may_reveal
 from ..session.preprocessed import BackgroundTask
-from ..session.rendezvous_two import meet_client, my_hello, seed_dealer
+from ..session.rendezvous_two import my_hello, seed_dealer
 from ..session.spool import Spool
 from ..session.two_party_client import ClientParty
 from ..session.weight_transfer import MaskedCache
 from ..transport.frames import send_error
-from ..transport.handshake import meet
+from ..transport.handshake import answer_of, meet
 from ..transport.stream import PlainWire, StreamChannel
 from ..transport.tls import TlsChannel
 from .child import Control
@@ -74,7 +74,7 @@ class HelperService(Service):
         part, parts = adapted[""], [item for part in adapted.values() for item in part.lengths.values()]
         lengths = [replace(item, program=for_two_servers(item.program)) for item in parts]
         self.parts = {item.program.hash(): item for item in lengths}
-        self.programs = list(self.parts)
+        self.hellos = {hash: my_hello(one.program, self.role, config=self.config) for hash, one in self.parts.items()}
         for item in lengths:
             for name in item.program.parts or ("",):
                 price(item.program.part(name))  # kept for the children
@@ -85,9 +85,9 @@ class HelperService(Service):
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
         settings, timeout, context = self.settings, self.timeout, self.identity.dialling
         with self.aborting(channel):
-            part, hello = meet_client(channel, self.parts, timeout, role=self.role, config=self.config, first=first)
+            hello = self.greet(channel, first)
             self.introduce(channel, hello, control)
-        mine = my_hello(part.program, self.role, hello.session, config=self.config)
+        part, mine = self.parts[hello.program], answer_of(self.hellos, hello)
         with self.aborting(channel):
             met = BackgroundTask(lambda: meet(settings.address("server"), context, "server", mine, timeout), "server")
             server = met.result([channel], 0)

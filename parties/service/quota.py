@@ -1,4 +1,6 @@
-"""How many texts one certificate may ask in a period: counted over restarts, by all processes of a server together.
+"""What a server remembers of a certificate's name: how many texts it asks in a period, and whether it has deviated.
+
+Texts are counted over restarts, by all processes of a server together.
 
 Enough answers give a copy of the model, and a client that deviates from the protocol learns more of the weights from
 each (docs/threat-model.md): a limit bounds what one client can learn. Texts are counted before their answer is
@@ -20,12 +22,12 @@ from pathlib import Path
 
 from sqlalchemy import Column, Connection, Double, Integer, MetaData, Table, Text, delete, extract, func, select
 
-from ...protocols.errors import BlindformerError
-from ..config import ServerSection
+from ...protocols.errors import BlindformerError, PeerRefused
+from ..config import ServerSection, Settings
 from ..database import Database
 from ..session.compute_slots import LimitReached, span
 
-FILE = "queries.sqlite"
+FILE, DEVIATIONS = "queries.sqlite", "deviations.sqlite"
 SLOTS = 48
 _FORMAT = 2
 _TABLES = MetaData()
@@ -43,6 +45,10 @@ _STARTS = Table(
     Column("uptime", Double, nullable=False),  # seconds, when the clock was read
     Column("at", Double, nullable=False),  # what it said
 )
+_DEVIATIONS = MetaData()
+_DEVIATED = Table(
+    "deviated", _DEVIATIONS, Column("name", Text, primary_key=True), Column("at", Double, nullable=False)
+)  # seconds since 1970
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _THIS_PROCESS = f"process {secrets.token_hex(16)}"  # where a system does not name its starts
 
@@ -148,8 +154,7 @@ def quota_of(mine: ServerSection, texts: int) -> Quota | None:
     """The limit of a server whose requests carry `texts`; None if there is none. Errors: `QuotaError`."""
     if mine.queries_each is None:
         return None
-    where = mine.database or mine.state
-    if where is None:
+    if (where := mine.database or mine.state) is None:
         what = "server.queries_each: is counted over restarts, and no folder for that is given"
         raise QuotaError(f"{what}; set server.state, or say --state")
     quota = Quota(where, mine.queries_each, mine.queries_period)
@@ -164,3 +169,52 @@ def quota_in_words(quota: Quota | None) -> str:
         return "none: a certificate may ask as much as it likes (--queries-each)"
     each = f"{quota.each} texts, images or tokens in {span(quota.period)}"
     return f"{each} for each certificate's name, counted in {quota.database.name}"
+
+
+class DeviationsError(BlindformerError):
+    """Who has deviated cannot be read or noted, so nobody is served."""
+
+
+class Deviations:
+    """Who has deviated from the protocol, as an audit has shown (session/audits.py): no certificate of that name is
+    served again. Kept in `where`, as of `Quota`.
+
+    An audit finds one changed message with a probability below one. What deters is that it counts from then on: over
+    restarts, and by all processes of a server together.
+
+    Errors of all methods: `DeviationsError`.
+    """
+
+    def __init__(self, where: Path | str) -> None:
+        place = where / DEVIATIONS if isinstance(where, Path) else where
+        self.database = Database(place, _DEVIATIONS, "deviations", 1, self._fails)
+        with self.database.read():
+            pass
+
+    def _fails(self, what: str) -> DeviationsError:
+        return DeviationsError(f"{self.database.name}: {what}; without it no client is served")
+
+    def note(self, name: str) -> None:
+        """On the disk when this returns."""
+        with self.database.write() as db:
+            insert = self.database.insert(_DEVIATED).values(name=name, at=time.time())
+            db.execute(insert.on_conflict_do_nothing())
+
+    def check(self, name: str) -> None:
+        """Errors: PeerRefused for a client that has deviated."""
+        with self.database.read() as db:
+            at = db.execute(select(_DEVIATED.c.at).where(_DEVIATED.c.name == name)).scalar()
+        if at is not None:
+            day = time.strftime("%Y-%m-%d", time.gmtime(at))
+            what = f"has deviated from the protocol, as an audit showed on {day}, and is not served any more"
+            raise PeerRefused("client", what, "find out why; a certificate of another name is served")
+
+
+def deviations_of(settings: Settings) -> Deviations | None:
+    """None for a server without audits. Errors: `DeviationsError`."""
+    if not settings.session.audits:
+        return None
+    if (where := settings.server.database or settings.server.state) is None:
+        what = "session.audits: who is found deviating is not served again, and no folder is given to note that in"
+        raise DeviationsError(f"{what}; set server.state, or say --state")
+    return Deviations(where)

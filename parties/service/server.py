@@ -16,16 +16,15 @@ from ..config import Settings
 from ..session.helper_topology import OwnerShares, part_of
 from ..session.masked_weights import Served, load_secret, serve_parts
 from ..session.part_runs import most_revealed
-from ..session.rendezvous_two import agreed_program, meet_client, my_hello
+from ..session.rendezvous_two import agreed_program, my_hello
 from ..session.two_party_server import ServerParty
 from ..transport.frames import send_error
 from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
 from .child import Control, abort_on_error
-from .deviations import deviations_of
 from .helper import Rendezvous, listed, serve_owner
 from .local_options import LocalOptions
-from .quota import quota_in_words, quota_of
+from .quota import deviations_of, quota_in_words, quota_of
 from .service import TOGETHER, Service
 from .supervisor import ConnectionKind
 
@@ -55,7 +54,7 @@ class ServerService(Service):
         # With a helper, or with audits, it is the same model (models/program/two_server.py).
         parts = [replace(item, program=agreed_program(item.program, settings.session)) for item in parts]
         self.served = serve_parts(parts, load_secret(part.secret_file), find_device(mine.device))
-        self.programs = list(self.served)
+        self.hellos = {hash: my_hello(one.program, self.role, config=self.config) for hash, one in self.served.items()}
         if self.helped:
             self.roles, self.rendezvous = ("client", "helper"), Rendezvous(scratch)
         for served in self.served.values():
@@ -76,7 +75,8 @@ class ServerService(Service):
 
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
         with self.aborting(channel):
-            served, hello = meet_client(channel, self.served, self.timeout, first=first, config=self.config)
+            hello = self.greet(channel, first)
+            served = self.served[hello.program]
             part = part_of(channel, served.program)
             self._check_name(channel)
             if not self.able:
@@ -95,12 +95,10 @@ class ServerService(Service):
                 alive = partial(channel.send_message, waiting)
                 owners = [self.rendezvous.meet(hello.session, channel.peer, self.timeout, alive=alive)]
                 outside = OwnerShares(owners[0], served.program)
-        mine = my_hello(served.program, self.role, hello.session, config=self.config)
-
         party = ServerParty(
             served,
             self.local.shaped(channel),
-            partial(self.dial_dealer, mine),
+            partial(self.dial_dealer, hello),
             session=hello.session,
             client_id=channel.certificate.fingerprint,
             admission=control,

@@ -15,13 +15,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...protocols.channel import Channel
 from ..config import Address, ServerSection, Settings
 from ..session.compute_slots import LimitReached
-from ..transport.handshake import Hello, answer_probe, is_probe, knock, meet, my_facts
+from ..transport.handshake import Hello, answer_of, answer_probe, greet, is_probe, knock, meet, my_facts
 from ..transport.tls import TlsChannel, welcome
 from .acceptor import Acceptor
 from .admission import ServiceLimits
@@ -56,7 +57,7 @@ class Service:
 
     role       whose section of the settings, and whose certificate it has
     roles      whose certificates are welcome
-    programs   hashes, one a length; none where any program will do
+    hellos     what it says of each program, by hash, one a length; none where any program will do
     limit      how much one certificate may ask, where that is this service's business
     together   which parties must not collude
     commitments  to masked weights
@@ -85,7 +86,11 @@ class Service:
         self.limits = ServiceLimits.of(getattr(settings, self.role))
         self.timeout, self.config = settings.session.timeout, settings.shared_hash()
         self.identity = Identity(settings.certificates.folder, self.role)
-        self.programs: list[str] = []
+        self.hellos: dict[str, Hello] = {}
+
+    @property
+    def programs(self) -> list[str]:
+        return list(self.hellos)
 
     # -- what a kind of service says, in its one process
 
@@ -147,7 +152,7 @@ class Service:
 
     def greet(self, channel: TlsChannel, first: dict[str, Any]) -> Hello:
         """The peer's hello, which has been answered."""
-        raise NotImplementedError
+        return greet(channel, partial(answer_of, self.hellos), self.timeout, first)
 
     def party(self, channel: TlsChannel, hello: Hello, control: Control) -> Any:
         """This side of the session: it has `serve`, `close` and `abandon`."""
@@ -157,10 +162,10 @@ class Service:
         shown = channel.certificate
         control.introduce(channel.peer, shown.fingerprint, shown.serial, hello.session, hello.program)
 
-    def dial_dealer(self, mine: Hello) -> Channel:
-        """Errors: PeerError."""
+    def dial_dealer(self, theirs: Hello) -> Channel:
+        """For the session of a peer's hello. Errors: PeerError."""
         self.check_dealer()
-        dealer = self.settings.address("dealer")
+        dealer, mine = self.settings.address("dealer"), answer_of(self.hellos, theirs)
         return self.local.shaped(meet(dealer, self.identity.dialling, "dealer", mine, self.timeout))
 
     def check_dealer(self) -> None:

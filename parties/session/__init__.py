@@ -28,7 +28,8 @@ on the text.
     dealing.py                                the dealer of any number of parties, and the leader's connection with it
     masked_weights.py, weight_transfer.py     the masked weights, and their way from the leader to all others
     part_runs.py, online.py                   what a query runs of a program; its rounds
-    preprocessed.py, spool/                   correlations of queries to come: in memory, made in a thread; on disk
+    preprocessed.py                           correlations of queries to come, in memory, made in a thread
+    spool.py, ledger.py                       the same on disk; what is ready and what was used, marked before its use
     rendezvous_two.py, rendezvous_n.py        what they compare before any share is sent; how N parties meet
     messages.py, compute_slots.py             what parties write to each other; whether a query may compute now
     tensors.py                                a session for code that is written for CrypTen

@@ -3,7 +3,6 @@
 The dealer sees no input, no weight, no opened value: only the parties' seeds, the keys of the weight masks, and a
 program. It needs no file: the leader, who owns the model (of two parties: the server), sends it the program.
 
-    Seeds, MemorySeeds   a client leaves its seed; it is used once, for the server of the same session
     DealerParty          the dealer's end of one session
     TupleDealer          CrypTen's tuples, dealt on request: their masks follow from the parties' seeds, too
     RemoteDealer         the leader's end: set up once a session, then corrections for one query after the other
@@ -12,9 +11,8 @@ program. It needs no file: the leader, who owns the model (of two parties: the s
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -35,12 +33,11 @@ from ...protocols.crypten.engine import Owners
 from ...protocols.crypten.source import NPartyDealer
 from ...protocols.crypten.tuples import Request
 from ...protocols.devices import CPU, room
-from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError
+from ...protocols.errors import PeerError, PeerGone, PeerProtocolError
 from ...protocols.operations import of_kind
 from ...protocols.states import KeptStates
 from ...protocols.streams import SEED_BYTES, Stream, derive
 from ..receipts.statement import Signer
-from ..transport.handshake import Hello
 from .audits import AuditToken, Draw, draw_card, is_drawn, receive_card
 from .compute_slots import ComputeSlots, Unlimited
 from .masked_weights import Served, WeightMasks, read_keys
@@ -60,79 +57,8 @@ from .messages import (
 from .online import peak_rss_mb
 from .part_runs import may_run
 from .preprocessed import GB, BackgroundTask, Pace, masks, query_key
+from .rendezvous_two import SeedError
 from .vouching import REQUEST, SessionNotes, vouch_as_dealer
-
-REMEMBERED = 4096  # sessions that have had their seed
-
-
-class SeedError(BlindformerError):
-    """The dealer has no client's seed for a session."""
-
-
-class Seeds(Protocol):
-    """Hands the seed that a client left to the connection of its session's server, once."""
-
-    def put(self, session: str, program: str, seed: bytes) -> None:
-        """Errors: `SeedError` if there was one already."""
-        ...
-
-    def take(self, session: str, program: str) -> bytes:
-        """Remove and return the seed. Errors: `SeedError` if there is none, or it is for another program."""
-        ...
-
-
-class KeptSeed(NamedTuple):
-    owner: str
-    program: str
-    seed: bytes
-    end: float
-
-
-class MemorySeeds:
-    """Seeds within one process: at most `limit`, at most `each` of one owner, for `seconds`. Of the last 4,096 sessions
-    none gets a second seed, whether the first was used or not; a server's spool knows all of its own. When full, the
-    oldest seed of the owner with most seeds goes."""
-
-    limit, each, seconds = 256, 64, 600.0
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._lock = clock, threading.Lock()
-        self._kept: OrderedDict[str, KeptSeed] = OrderedDict()
-        self._had: OrderedDict[str, None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def put(self, session: str, program: str, seed: bytes, owner: str = "") -> None:
-        with self._lock:
-            self._expire()
-            if session in self._had:
-                raise SeedError("this session has had its client's seed already; start a new session")
-            counts = Counter(kept.owner for kept in self._kept.values())
-            if counts[owner] >= self.each:
-                self._drop_oldest(owner)
-            elif len(self._kept) >= self.limit:
-                self._drop_oldest(counts.most_common(1)[0][0])
-            self._had[session] = None
-            if len(self._had) > REMEMBERED:
-                self._had.popitem(last=False)
-            self._kept[session] = KeptSeed(owner, program, seed, self._clock() + self.seconds)
-
-    def take(self, session: str, program: str) -> bytes:
-        with self._lock:
-            self._expire()
-            kept = self._kept.pop(session, None)
-        if kept is None or kept.program != program:
-            raise SeedError("no client of this session has left its seed, or it was used; start a new session")
-        return kept.seed
-
-    def _drop_oldest(self, owner: str) -> None:
-        del self._kept[next(session for session, kept in self._kept.items() if kept.owner == owner)]
-
-    def _expire(self) -> None:
-        now = self._clock()
-        for session in [session for session, kept in self._kept.items() if kept.end <= now]:
-            del self._kept[session]
 
 
 def tuple_masks(seed: bytes, number: int) -> Stream:
@@ -196,24 +122,6 @@ class MemoryPrograms:
         self._kept[program.hash()] = program
         while len(self._kept) > self.limit:
             self._kept.popitem(last=False)
-
-
-def receive_seed(client: Channel, hello: Hello, seeds: Seeds) -> None:
-    """At the dealer, on a client's connection after the hello: keep its seed. The caller closes the connection.
-
-    Errors: `PeerError`, which the caller sends to the client.
-    """
-    seed = read_seed(client)
-    try:
-        seeds.put(hello.session, hello.program, seed)
-    except SeedError as error:
-        raise PeerProtocolError(client.peer, "cannot be dealt to", str(error)) from None
-    client.send_message({"seeded": True})
-
-
-def left_for(server: Hello, seeds: Seeds) -> Callable[[], list[bytes]]:
-    """Two parties: takes the seed that the client left for the session of a server that said hello."""
-    return lambda: [seeds.take(server.session, server.program)]
 
 
 class DealerParty:

@@ -14,9 +14,8 @@ from torch import Tensor
 from ...models.delegated.manifest import Manifest
 from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel, Meter
-from ...protocols.delegated.arithmetic import pack_ring, ring_bytes, unpack_ring
+from ...protocols.delegated.arithmetic import PassMasks, pack_ring, ring_bytes, unpack_ring
 from ...protocols.delegated.group import ClientGroup, MaskedRows
-from ...protocols.delegated.masks import PassMasks
 from ...protocols.errors import PeerDeviated, PeerGone, PeerProtocolError
 from ...protocols.rounds import HEAD
 from ...protocols.seeds import new_seed
@@ -41,12 +40,11 @@ from .delegation import (
     row_of,
     stored_for,
 )
+from .ledger import Entry
 from .messages import Waiting, amount, goodbye, out_of_place, read_missing, receive_expected, receive_for_query
 from .online import Answer, Progress, Timings, peak_rss_mb
 from .preprocessed import BackgroundTask, query_key
-from .spool import Spool, SpoolError
-from .spool.ledger import Entry
-from .spool.spool import Proposals, Ref
+from .spool import Proposals, Ref, Spool, SpoolError
 from .vouching import vouched_for
 
 BLOCK_BYTES, BLOCK_RUNS = 16_000_000, 16  # of corrections of equal passes that follow each other, made at once

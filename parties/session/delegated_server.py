@@ -38,8 +38,7 @@ from .delegation import (
 from .messages import amount, out_of_place, read, read_number, receive_expected, receive_for_query, refusing, requests
 from .online import OnQuery, Timings, peak_rss_mb
 from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, TaskQueue
-from .spool import Spool, SpoolError
-from .spool.spool import Missing, Ref, answer_proposal
+from .spool import Missing, Ref, Spool, SpoolError, answer_proposal
 from .vouching import REQUEST, vouch_as_server
 
 BLOCKS = 3  # whose corrections are here or being made

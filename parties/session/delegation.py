@@ -38,22 +38,20 @@ from torch import Tensor
 from ...models.delegated.manifest import Manifest
 from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel
-from ...protocols.delegated.arithmetic import linear32, pack_ring, ring_bytes, unpack_ring
-from ...protocols.delegated.masks import PassMasks
+from ...protocols.delegated.arithmetic import PassMasks, linear32, pack_ring, ring_bytes, unpack_ring
 from ...protocols.errors import PeerGone, PeerProtocolError
 from ...protocols.wire import wire_bytes
-from ...versions import spoken_version
 from ..receipts.statement import Signer
-from ..transport.handshake import Hello
 from .compute_slots import ComputeSlots, Unlimited
-from .dealing import SeedError
 from .messages import Message, read, read_number, refusing, requests
 from .online import peak_rss_mb
 from .preprocessed import GB, query_key
-from .spool.spool import Number, Ref
+from .rendezvous_two import SeedError
+from .spool import Number, Ref
 from .vouching import REQUEST, SessionNotes, vouch_as_dealer
 
 ADVERSARY = "parties that deviate in any way, as long as server and dealer do not collude; answers are checked"
+PROTOCOL = "delegated"
 MOST_CALLS, MOST_SEQUENCES, MOST_RUNS = 4096, 256, 64
 ROW = 3  # stored passes, behind which others are expected
 HELD_BYTES = 4  # of a number, in memory
@@ -204,22 +202,6 @@ def memory_bytes(sizes: Sequence[tuple[int, int]], sequence: GroupCalls) -> int:
     """Bytes that one pass takes at most at once: the server holds its corrections, and the dealer a call's masks."""
     masks = max(rows * max(sizes[group]) for group, rows in sequence)
     return HELD_BYTES * max(masks, sum(rows * sizes[group][1] for group, rows in sequence))
-
-
-def delegated_hello(manifest: Manifest, role: str, session: str = "", config: str = "") -> Hello:
-    """This party's hello. An empty `session` takes the peer's. `config`: Settings.shared_hash()."""
-    return Hello(
-        blindformer=spoken_version(),
-        role=role,
-        topology="dealer",
-        program=manifest.digest,
-        ring=manifest.ring,
-        plan="",
-        protocol="delegated",
-        session=session,
-        config=config,
-        audits="0",
-    )
 
 
 class DelegatedDealer:

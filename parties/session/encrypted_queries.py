@@ -32,14 +32,12 @@ from ...protocols.ckks.facts import CircuitNeeds, Item
 from ...protocols.ckks.isolated import Isolated, IsolatedEnded, Say, pack, unpack
 from ...protocols.ckks.sealed import SealedError, check_sealed
 from ...protocols.errors import PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
-from ...versions import spoken_version
-from ..transport.handshake import Hello
 from .compute_slots import ComputeSlots
 from .messages import Message, Waiting, goodbye, out_of_place, read, receive_expected, refusing, requests
 from .online import OnQuery, Timings, peak_rss_mb, rss_mb
-from .spool.spool import Number
+from .spool import Number
 
-SERVER = "server"
+PROTOCOL, SERVER = "ckks", "server"
 NEWS_SECONDS = 10.0  # between two signs of life of a query that computes
 GONE = "has no keys of this certificate under that name: never sent, or expired"
 
@@ -75,14 +73,6 @@ class Forget(Message):
 class Query(Message):
     query: Number
     keys: KeyName
-
-
-def encrypted_hello(facts: CircuitNeeds, role: str, session: str = "", config: str = "") -> Hello:
-    """This party's hello. An empty `session` takes the peer's. `config`: Settings.shared_hash()."""
-    return Hello(
-        blindformer=spoken_version(), role=role, topology="dealer", program=facts.hash(), plan="", protocol="ckks",
-        session=session, config=config, audits="0",
-    )  # fmt: skip
 
 
 def send_sealed(channel: Channel, sealed: Iterable[bytes]) -> None:

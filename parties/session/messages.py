@@ -16,7 +16,7 @@ from ...protocols.errors import PeerError, PeerProtocolError
 from ...protocols.seeds import SEED_HEX
 from ..transport.frames import printable
 from .compute_slots import LimitReached, SlotsBusy
-from .spool.spool import Missing, Number, Ref
+from .spool import Missing, Number, Ref
 
 SAME_VERSION = "use the same version at every party"
 

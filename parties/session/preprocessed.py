@@ -27,7 +27,7 @@ from ...protocols.errors import BlindformerError, CorrelationError
 from ...protocols.streams import Stream, derive
 from .messages import PartRun
 from .part_runs import rows_of_a_run
-from .spool.spool import Ref
+from .spool import Ref
 
 T = TypeVar("T")
 GB = 1_000_000_000

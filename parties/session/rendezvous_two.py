@@ -1,4 +1,5 @@
-"""How the three parties of a session connect: who dials whom, and what they compare before any share is sent.
+"""How the three parties of a session connect: who dials whom, what they compare before any share is sent, and how the
+dealer gets a client's seed.
 
     client -> server   hello, with the session's id, which the client draws
     client -> dealer   hello, with the same id; leaves its seed there and hangs up
@@ -13,17 +14,21 @@ The dealer runs the program that the other two name, so it answers any program's
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 from ...models.program.program import Program
 from ...models.program.two_server import for_audits, for_two_servers, is_for_two_servers
-from ...protocols.errors import PeerProtocolError
+from ...protocols.channel import Channel
+from ...protocols.errors import BlindformerError, PeerProtocolError
 from ...versions import spoken_version
 from ..config import SessionSection
-from ..transport.handshake import Address, Hello, greet, introduce
+from ..transport.handshake import Address, Hello, greet, introduce, make_hello
 from ..transport.stream import StreamChannel
-from .messages import SAME_VERSION, receive_expected
+from .messages import SAME_VERSION, read_seed, receive_expected
 
 
 def agreed_program(program: Program, session: SessionSection) -> Program:
@@ -39,28 +44,84 @@ def rate_in_words(audits: float) -> str:
     return short if float(short) == audits else repr(audits)
 
 
-class HasProgram(Protocol):
-    @property
-    def program(self) -> Program: ...
-
-
-P = TypeVar("P", bound=HasProgram)
-
-
 def my_hello(program: Program, role: str, session: str = "", protocol: str = "beaver", config: str = "") -> Hello:
-    """This party's hello for a program. An empty `session` takes the peer's. `config`: Settings.shared_hash()."""
-    return Hello(
-        blindformer=spoken_version(),
-        role=role,
-        topology="helper" if is_for_two_servers(program) else "dealer",
-        program=program.hash(),
-        ring=program.ring,
-        plan=program.plan,
-        protocol=protocol,
-        session=session,
-        config=config,
-        audits=rate_in_words(program.audits),
-    )
+    """As `make_hello`, of a program that is compiled for sessions."""
+    topology, audits = "helper" if is_for_two_servers(program) else "dealer", rate_in_words(program.audits)
+    about = {"topology": topology, "ring": program.ring, "plan": program.plan, "audits": audits}
+    return make_hello(role, protocol, program.hash(), session, config, **about)
+
+
+REMEMBERED = 4096  # sessions that have had their seed
+
+
+class SeedError(BlindformerError):
+    """The dealer has no client's seed for a session."""
+
+
+class Seeds(Protocol):
+    """Hands the seed that a client left to the connection of its session's server, once."""
+
+    def put(self, session: str, program: str, seed: bytes) -> None:
+        """Errors: `SeedError` if there was one already."""
+        ...
+
+    def take(self, session: str, program: str) -> bytes:
+        """Remove and return the seed. Errors: `SeedError` if there is none, or it is for another program."""
+        ...
+
+
+class KeptSeed(NamedTuple):
+    owner: str
+    program: str
+    seed: bytes
+    end: float
+
+
+class MemorySeeds:
+    """Seeds within one process: at most `limit`, at most `each` of one owner, for `seconds`. Of the last 4,096 sessions
+    none gets a second seed, whether the first was used or not; a server's spool knows all of its own. When full, the
+    oldest seed of the owner with most seeds goes."""
+
+    limit, each, seconds = 256, 64, 600.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._kept: OrderedDict[str, KeptSeed] = OrderedDict()
+        self._had: OrderedDict[str, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def put(self, session: str, program: str, seed: bytes, owner: str = "") -> None:
+        with self._lock:
+            self._expire()
+            if session in self._had:
+                raise SeedError("this session has had its client's seed already; start a new session")
+            counts = Counter(kept.owner for kept in self._kept.values())
+            if counts[owner] >= self.each:
+                self._drop_oldest(owner)
+            elif len(self._kept) >= self.limit:
+                self._drop_oldest(counts.most_common(1)[0][0])
+            self._had[session] = None
+            if len(self._had) > REMEMBERED:
+                self._had.popitem(last=False)
+            self._kept[session] = KeptSeed(owner, program, seed, self._clock() + self.seconds)
+
+    def take(self, session: str, program: str) -> bytes:
+        with self._lock:
+            self._expire()
+            kept = self._kept.pop(session, None)
+        if kept is None or kept.program != program:
+            raise SeedError("no client of this session has left its seed, or it was used; start a new session")
+        return kept.seed
+
+    def _drop_oldest(self, owner: str) -> None:
+        del self._kept[next(session for session, kept in self._kept.items() if kept.owner == owner)]
+
+    def _expire(self) -> None:
+        now = self._clock()
+        for session in [session for session, kept in self._kept.items() if kept.end <= now]:
+            del self._kept[session]
 
 
 def seed_dealer(
@@ -76,28 +137,22 @@ def seed_dealer(
         channel.close()
 
 
-def meet_client(
-    channel: StreamChannel,
-    served: Mapping[str, P],
-    timeout: float,
-    *,
-    role: str = "server",
-    config: str = "",
-    first: dict[str, Any] | None = None,
-) -> tuple[P, Hello]:
-    """On a channel whose peer asks for a program: this side's part of the program, and the peer's hello.
+def receive_seed(client: Channel, hello: Hello, seeds: Seeds) -> None:
+    """At the dealer, on a client's connection after the hello: keep its seed. The caller closes the connection.
 
-    `served`: by program hash (at the server: `serve_parts`). `role`: this side's. `first`: the peer's first message, if
-    it has been received already. Errors: `PeerError`; the peer gets the reason.
+    Errors: `PeerError`, which the caller sends to the client.
     """
+    seed = read_seed(client)
+    try:
+        seeds.put(hello.session, hello.program, seed)
+    except SeedError as error:
+        raise PeerProtocolError(client.peer, "cannot be dealt to", str(error)) from None
+    client.send_message({"seeded": True})
 
-    def choose(theirs: Hello) -> Hello:
-        # An unknown program is answered with a known one: both sides then see that they differ.
-        part = served.get(theirs.program) or next(iter(served.values()))
-        return my_hello(part.program, role, theirs.session, config=config)
 
-    theirs = greet(channel, choose, timeout, first)
-    return served[theirs.program], theirs
+def left_for(server: Hello, seeds: Seeds) -> Callable[[], list[bytes]]:
+    """Two parties: takes the seed that the client left for the session of a server that said hello."""
+    return lambda: [seeds.take(server.session, server.program)]
 
 
 def meet_as_dealer(
@@ -112,7 +167,7 @@ def meet_as_dealer(
 ) -> Hello:
     """At the dealer, on a channel that a peer opened: the peer's hello. `like`: the hello of the session's first party,
     which all others must match. `topology`: if the settings name one. The dealer needs no CrypTen, whose version
-    parties name, too. Errors: as `meet_client`."""
+    parties name, too. Errors: `PeerError`; the peer gets the reason."""
 
     def choose(theirs: Hello) -> Hello:
         same = theirs.blindformer.partition("+")[0] == spoken_version()

@@ -45,8 +45,7 @@ from .messages import (
 from .online import Answer, Progress, Timings, run_online
 from .part_runs import QueryingParty
 from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, Coming, Pace, RunBlock, TaskQueue, masks, query_key
-from .spool import Spool, SpoolError
-from .spool.spool import Proposals, Ref
+from .spool import Proposals, Ref, Spool, SpoolError
 from .vouching import SessionNotes, vouched_for
 from .weight_transfer import MaskedCache, ReceivedWeights
 

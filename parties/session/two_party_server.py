@@ -26,6 +26,7 @@ from .audits import AuditedRun, AuditToken, receive_card
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
 from .helper_topology import OwnerShares
+from .ledger import Entry
 from .masked_weights import Served, constants_of
 from .messages import (
     Announce,
@@ -43,9 +44,7 @@ from .messages import (
 from .online import OnQuery, Timings, run_online
 from .part_runs import check_runs, count_of, rows_of_a_run
 from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, Coming, Pace, RunBlock, TaskQueue, query_key
-from .spool import Spool, SpoolError
-from .spool.ledger import Entry
-from .spool.spool import Missing, Ref, answer_proposal
+from .spool import Missing, Ref, Spool, SpoolError, answer_proposal
 from .vouching import REQUEST, SessionNotes, vouch_as_server
 from .weight_transfer import send_weights
 

@@ -22,14 +22,15 @@ from ...models.program.two_server import is_for_two_servers
 from ...protocols.channel import Channel, Meter
 from ...protocols.errors import PeerProtocolError
 from ...versions import spoken_version
-from ..receipts.spending import Consumption, Spending
 from ..receipts.statement import (
     BytesByKind,
+    Consumption,
     PartyStatement,
     ReceiptError,
     SessionFacts,
     SignedStatement,
     Signer,
+    Spending,
     canonical,
 )
 from .messages import SAME_VERSION, Waiting, out_of_place, receive_expected

@@ -21,7 +21,7 @@ import secrets
 import ssl
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -93,6 +93,19 @@ class Hello(BaseModel):
     """The hash of the configuration that all parties share; empty if there is none."""
     audits: Word = ""
     """How much of the program's runs are audits, "0" for none; empty at a dealer."""
+
+
+def make_hello(role: str, protocol: str, program: str, session: str = "", config: str = "", **more: Any) -> Hello:
+    """This party's hello for a program. An empty `session` takes the peer's. `config`: Settings.shared_hash()."""
+    common: dict[str, Any] = {"blindformer": spoken_version(), "topology": "dealer", "plan": "", "audits": "0"}
+    return Hello(role=role, protocol=protocol, program=program, session=session, config=config, **common | more)
+
+
+def answer_of(hellos: Mapping[str, Hello], theirs: Hello) -> Hello:
+    """What a party with several programs says to a peer's hello. An unknown program is answered with a known one: both
+    sides then see that they differ."""
+    mine = hellos.get(theirs.program) or next(iter(hellos.values()))
+    return mine.model_copy(update={"session": theirs.session})
 
 
 def hello(channel: Channel, mine: Hello, expect_role: str) -> Hello:

@@ -20,7 +20,7 @@ from ...models.program.pricing import Network
 from ...protocols.channel import Buffer, Channel, Meter
 from ...protocols.errors import PeerGone, PeerTimeout
 from .frames import HEADER_BYTES, as_bytes, pack_message
-from .stream import RECORD_BYTES
+from .tls import RECORD_BYTES
 
 TLS_RECORD_OVERHEAD = 22  # RFC 8446, section 5.2: header 5, content type 1, tag 16
 _STAMP = struct.Struct("<d")

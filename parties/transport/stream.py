@@ -1,22 +1,19 @@
 """A channel over a byte stream: one thread, a socket that never blocks, both directions moving at once.
 
-    PlainWire, TlsWire   TCP, and TLS over it. Neither ever blocks
-    StreamChannel        the channel over either
-    memory_pair          two connected channels within one process: for tests and simulated parties
-
-TLS runs over memory buffers (`ssl.SSLObject`) rather than an `ssl.SSLSocket`: a socket's TLS makes three system
-calls for every 16 KiB record, this makes two for every 256 KiB. Measured on loopback, 8 MB both ways at once between
-two processes: 0.9 GB/s against 1.2 GB/s each way.
+PlainWire       TCP, without ever blocking; tls.py has TLS over it
+Readiness       waits until a socket is ready: spins for a moment, then blocks
+StreamChannel   the channel over a wire
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import socket
-import ssl
 import time
-from typing import cast
 
+from ...cores import cores
 from ...protocols.channel import Buffer, Meter
 from ...protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerTimeout
 from .frames import (
@@ -33,10 +30,14 @@ from .frames import (
     peer_error,
     unpack_message,
 )
-from .readiness import SPIN_BYTES, Readiness
 
-READ_AHEAD = 256 * 1024
-RECORD_BYTES = 16384  # the most one TLS record carries
+try:
+    from resource import RUSAGE_THREAD, getrusage
+except ImportError:  # not Linux: nothing tells whether others want the core
+    CAN_SPIN = False
+else:
+    CAN_SPIN = cores() > 1
+
 SOCKET_BUFFER = 4 * 1024 * 1024  # the kernel gives what its own limits allow
 # Between queries a session may be silent for long; then the kernel asks whether the peer's machine is still there.
 KEEPALIVE = {
@@ -44,8 +45,6 @@ KEEPALIVE = {
     for name, value in {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}.items()
     if hasattr(socket, name)
 }
-
-NOT_TLS_ALERT = bytes((0x15, 3, 3, 0, 2, 2, 70))  # fatal, protocol_version
 
 
 def tune(sock: socket.socket) -> None:
@@ -117,94 +116,52 @@ class PlainWire:
         self.sock.close()
 
 
-class TlsWire(PlainWire):
-    """TLS 1.3 over TCP. First call `handshake` until it returns True. Errors: also ssl.SSLError."""
+SPIN_SECONDS = 0.001  # at most, for one frame
+SPIN_BYTES = 16384  # the largest frame to spin for: its sender does not need this core, too
+BLOCK_SECONDS = 0.05  # how long waits block at once after others took the core
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, host: str | None = None) -> None:
-        """`host` is the name the peer's certificate must carry, on the side that dials; None on the other."""
-        super().__init__(sock)
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=host)
-        self._pending = memoryview(b"")  # ciphertext the socket has not taken yet
-        self.records = 0  # sent, all under one key
-        self._said_anything = False
-        self._ahead = memoryview(bytearray(READ_AHEAD))
 
-    def handshake(self) -> bool:
-        """One step. True when the peer is known; False when the socket has to become ready first.
+class Readiness:
+    """Of one socket, by its file descriptor. Used by one thread at a time.
 
-        Errors: OSError (ssl.SSLError with it); the alert for the peer is already on its way.
+    To block and be woken takes up to 0.1 ms, and a token of a language model waits a hundred times. So whoever awaits
+    a small frame first polls for it up to a millisecond, and yields the core between two polls. A wait blocks at once
+    if the peer's last small frame came late, as over a network, and for a while after others took the core: on a
+    machine with more runnable processes than cores, spinning takes time from the peer's own work.
+    """
+
+    def __init__(self, fileno: int) -> None:
+        self._fileno, self._mask = fileno, select.POLLIN
+        self._poll = select.poll()
+        self._poll.register(fileno, self._mask)
+        self._prompt = CAN_SPIN  # whether the last small frame came within SPIN_SECONDS
+        self._block_until = 0.0
+
+    def wait(self, reading: bool, writing: bool, deadline: float, spin: bool) -> bool:
+        """Wait until the socket can be read or written. False if `deadline` (time.monotonic) passed first.
+
+        spin    a frame of at most SPIN_BYTES is awaited, and none of it is here
         """
-        while True:
-            try:
-                self.tls.do_handshake()
-            except ssl.SSLWantReadError:
-                self.flush()
-                if not self._fill():
-                    return False
-            except ssl.SSLError:
-                if not self.has_output and not self._said_anything:
-                    # OpenSSL hangs up without an alert on bytes that are not TLS. Tell a plain peer the reason.
-                    self._pending = memoryview(NOT_TLS_ALERT)
-                with contextlib.suppress(OSError):
-                    self.flush()
-                raise
-            else:
-                return self.flush()
+        mask = (select.POLLIN if reading else 0) | (select.POLLOUT if writing else 0)
+        if mask != self._mask:
+            self._mask = mask
+            self._poll.modify(self._fileno, mask)
+        start = time.monotonic()
+        ready = spin and self._prompt and start > self._block_until and self._spin(start)
+        ready = ready or bool(self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
+        if spin:
+            self._prompt = CAN_SPIN and time.monotonic() - start < SPIN_SECONDS
+        return ready
 
-    @property
-    def has_output(self) -> bool:
-        return len(self._pending) > 0 or self._outgoing.pending > 0
-
-    def write(self, data: memoryview) -> int:
-        if not self.flush():
-            return 0
-        count = self.tls.write(data)
-        self.records += -(-count // RECORD_BYTES)
-        self.flush()
-        return count
-
-    def flush(self) -> bool:
-        while len(self._pending) or self._outgoing.pending:
-            if not len(self._pending):
-                self._pending = memoryview(self._outgoing.read())
-            count = super().write(self._pending)
-            if not count:
-                return False
-            self._said_anything = True
-            self._pending = self._pending[count:]
-        return True
-
-    def read_into(self, view: memoryview) -> int:
-        while True:
-            if not (self._incoming.pending or self.tls.pending() or self._fill()):
-                return -1
-            try:
-                return cast(int, self.tls.read(len(view), cast(bytearray, view)))  # typeshed knows no memoryview here
-            except ssl.SSLWantReadError:
-                if not self._fill():
-                    return -1
-            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                return 0
-
-    def consumed(self) -> int:
-        return self.moved - self._incoming.pending
-
-    def close(self, linger: float) -> None:
-        with contextlib.suppress(OSError):  # want-read is one: we do not wait for the peer's goodbye
-            self.tls.unwrap()
-        with contextlib.suppress(OSError):
-            self.flush()
-        super().close(linger)
-
-    def _fill(self) -> bool:
-        """Hand TLS what the socket has. False when it has nothing."""
-        count = super().read_into(self._ahead)
-        if count > 0:
-            self._incoming.write(self._ahead[:count])
-        elif count == 0:
-            self._incoming.write_eof()
-        return count >= 0
+    def _spin(self, start: float) -> bool:
+        """Poll until the socket is ready. False if it was not in SPIN_SECONDS."""
+        switches, ready, now = getrusage(RUSAGE_THREAD).ru_nivcsw, False, start
+        while not ready and now - start < SPIN_SECONDS:
+            os.sched_yield()
+            ready, now = bool(self._poll.poll(0)), time.monotonic()
+        if getrusage(RUSAGE_THREAD).ru_nivcsw > switches:
+            self._block_until = now + BLOCK_SECONDS
+        return ready
 
 
 CHUNK = 256 * 1024  # bytes moved in one direction before the other one continues
@@ -420,33 +377,3 @@ class StreamChannel:
         if (sending and self._write_broken) or (receiving and self._read_broken):
             remedy = READ_ITS_MESSAGE.format(peer=self.peer)
             raise PeerGone(self.peer, "an earlier error left the connection in the middle of a frame", remedy)
-
-
-class MemoryChannel(StreamChannel):
-    """One end of a `memory_pair`. `record`, if a list, collects the payload of every frame received here."""
-
-    close_timeout = 0.0  # a socket pair keeps the last message after the close
-
-    def __init__(self, sock: socket.socket, peer: str, timeout: float, record: list[bytes] | None) -> None:
-        super().__init__(PlainWire(sock), peer, timeout)
-        self.record = record
-
-    def _move(self, kind: int, data: memoryview | None, incoming: Incoming | None) -> None:
-        super()._move(kind, data, incoming)
-        if self.record is not None and incoming is not None and incoming.payload is not None:
-            self.record.append(bytes(incoming.payload))
-
-
-def memory_pair(
-    a: str = "server",
-    b: str = "client",
-    timeout: float = 60,
-    record: dict[str, list[bytes]] | None = None,
-) -> tuple[MemoryChannel, MemoryChannel]:
-    """Two connected channels: the first is held by party `a` (its peer is `b`), the second by party `b`.
-
-    `timeout` is in seconds. `record={"server": seen}` appends every payload the server receives to `seen`.
-    """
-    record = record or {}
-    for_a, for_b = socket.socketpair()
-    return MemoryChannel(for_a, b, timeout, record.get(a)), MemoryChannel(for_b, a, timeout, record.get(b))

@@ -2,27 +2,125 @@
 
 The role of a peer is read from its verified certificate (the URI `blindformer:role:<role>` in the subject
 alternative names, see certificates/issuing.py), so a client's certificate cannot act as a dealer.
+
+TLS runs over memory buffers (`ssl.SSLObject`) rather than an `ssl.SSLSocket`: a socket's TLS makes three system
+calls for every 16 KiB record, this makes two for every 256 KiB. Measured on loopback, 8 MB both ways at once between
+two processes: 0.9 GB/s against 1.2 GB/s each way.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import select
 import socket
 import ssl
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 from ...protocols.errors import PeerGone, PeerRefused, PeerTimeout
 from .frames import explain, send_error
-from .stream import StreamChannel, TlsWire
+from .stream import PlainWire, StreamChannel
 
 ROLE_URI = "blindformer:role:"
 RECORDS_PER_KEY = int(2**24.5)  # RFC 8446, section 5.5; Python's ssl cannot ask for a new key in mid-connection
 HANDSHAKE_SECONDS = 10.0
 HANDSHAKES_AT_ONCE = 64  # the most half-open connections of strangers; one more drops the oldest
+READ_AHEAD = 256 * 1024
+RECORD_BYTES = 16384  # the most one TLS record carries
+NOT_TLS_ALERT = bytes((0x15, 3, 3, 0, 2, 2, 70))  # fatal, protocol_version
 _OWN_CERTIFICATE = "give it the certificate of its own role, and check the address and port"
+
+
+class TlsWire(PlainWire):
+    """TLS 1.3 over TCP. First call `handshake` until it returns True. Errors: also ssl.SSLError."""
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, host: str | None = None) -> None:
+        """`host` is the name the peer's certificate must carry, on the side that dials; None on the other."""
+        super().__init__(sock)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=host is None, server_hostname=host)
+        self._pending = memoryview(b"")  # ciphertext the socket has not taken yet
+        self.records = 0  # sent, all under one key
+        self._said_anything = False
+        self._ahead = memoryview(bytearray(READ_AHEAD))
+
+    def handshake(self) -> bool:
+        """One step. True when the peer is known; False when the socket has to become ready first.
+
+        Errors: OSError (ssl.SSLError with it); the alert for the peer is already on its way.
+        """
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self.flush()
+                if not self._fill():
+                    return False
+            except ssl.SSLError:
+                if not self.has_output and not self._said_anything:
+                    # OpenSSL hangs up without an alert on bytes that are not TLS. Tell a plain peer the reason.
+                    self._pending = memoryview(NOT_TLS_ALERT)
+                with contextlib.suppress(OSError):
+                    self.flush()
+                raise
+            else:
+                return self.flush()
+
+    @property
+    def has_output(self) -> bool:
+        return len(self._pending) > 0 or self._outgoing.pending > 0
+
+    def write(self, data: memoryview) -> int:
+        if not self.flush():
+            return 0
+        count = self.tls.write(data)
+        self.records += -(-count // RECORD_BYTES)
+        self.flush()
+        return count
+
+    def flush(self) -> bool:
+        while len(self._pending) or self._outgoing.pending:
+            if not len(self._pending):
+                self._pending = memoryview(self._outgoing.read())
+            count = super().write(self._pending)
+            if not count:
+                return False
+            self._said_anything = True
+            self._pending = self._pending[count:]
+        return True
+
+    def read_into(self, view: memoryview) -> int:
+        while True:
+            if not (self._incoming.pending or self.tls.pending() or self._fill()):
+                return -1
+            try:
+                return cast(int, self.tls.read(len(view), cast(bytearray, view)))  # typeshed knows no memoryview here
+            except ssl.SSLWantReadError:
+                if not self._fill():
+                    return -1
+            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                return 0
+
+    def consumed(self) -> int:
+        return self.moved - self._incoming.pending
+
+    def close(self, linger: float) -> None:
+        with contextlib.suppress(OSError):  # want-read is one: we do not wait for the peer's goodbye
+            self.tls.unwrap()
+        with contextlib.suppress(OSError):
+            self.flush()
+        super().close(linger)
+
+    def _fill(self) -> bool:
+        """Hand TLS what the socket has. False when it has nothing."""
+        count = super().read_into(self._ahead)
+        if count > 0:
+            self._incoming.write(self._ahead[:count])
+        elif count == 0:
+            self._incoming.write_eof()
+        return count >= 0
 
 
 class TlsChannel(StreamChannel):

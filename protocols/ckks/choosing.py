@@ -20,14 +20,13 @@ def plan(
     outputs: Mapping[str, int],
     known: Mapping[str, Array],
     clients: Mapping[str, str],
-    degree: int | None = None,
 ) -> tuple[Circuit, Parameters]:
-    """The circuit of a program and its parameters, in the least ring that holds it at 128 bits (or in one of `degree`).
+    """The circuit of a program and its parameters, in the least ring that holds it at 128 bits.
 
     Errors: TooDeep, which says by how many levels and from which layer on; CkksError for a program of another kind.
     """
     error: CkksError | None = None
-    for candidate in [degree] if degree else sorted(MOST_BITS):
+    for candidate in sorted(MOST_BITS):
         try:
             circuit = circuit_of(instructions, outputs, known, clients, candidate // 2)
         except CkksError as problem:

@@ -67,7 +67,7 @@ class SealContext:
 
 @dataclass(frozen=True)
 class EvaluationKeys:
-    """What the server computes with: it decrypts nothing. `public`: for hiding.py; `galois`: by Galois element."""
+    """What the server computes with: it decrypts nothing. `public`: for computing.py; `galois`: by Galois element."""
 
     relinearise: Any
     public: Any

@@ -16,14 +16,14 @@ MOST_BITS = {4096: 109, 8192: 218, 16384: 438, 32768: 881}
 
 LEAST_SCALE, MOST_SCALE = 30, 48
 """Bits of a scale. A rescale leaves an error of about N / 4 units, so 30 bits keep 16 fractional ones at N = 32768.
-The more there are, the better does a reply's own noise drown that of the computation (hiding.py). With `ROOM`, 48 make
-60, SEAL's most of a prime."""
+The more there are, the better does a reply's own noise drown that of the computation (computing.py). With `ROOM`, 48
+make 60, SEAL's most of a prime."""
 
 ROOM = 12
 """Bits of the last prime beyond the scale: an answer may be up to 2^11."""
 
 DEVIATION = 2.0**-13
-"""Of the noise in a reply's slots, absolute, which hides weights (hiding.py): an answer keeps 12 fractional bits."""
+"""Of the noise in a reply's slots, absolute, which hides weights (computing.py): an answer keeps 12 fractional bits."""
 
 
 class CkksError(BlindformerError):

@@ -7,7 +7,7 @@ the model and receives the dealer's corrections. Products, powers, rescales and 
     primitives/   products with a value that one party knows: X - A goes to that party alone
                   results: to one party, each share under a fresh sharing of zero
     source.py     correlations among N parties and a dealer
-    costs.py      declared costs, for any N; engine.py adds up a Program's
+    context.py    declared costs, for any N, too; engine.py adds up a Program's
     wire.py       rounds on a CrypTen communicator
 """
 

@@ -17,8 +17,7 @@ from ..operations.operation import Attributes
 from ..ring import Ring
 from ..rounds import Step
 from ..states import KeptStates
-from .context import LEADER, NPartyOffline, NPartyOnline, Owned
-from .costs import NPartyCost, among_all
+from .context import LEADER, NPartyCost, NPartyOffline, NPartyOnline, Owned, among_all
 from .primitives import primitives
 from .source import NPartyCount, NPartySource
 

@@ -21,9 +21,8 @@ not collude, and AES is a pseudo-random function.
 The split is Slalom's (Tramer and Boneh, ICLR 2019, arXiv:1806.03287) with the client in the enclave's place; the check
 is Freivalds' ("Probabilistic machines can use less running time", IFIP 1977).
 
-    arithmetic.py   products, quantised rows and the check, with kernels
-    masks.py        r and s of one pass
-    group.py        the client's side of one group
+    arithmetic.py   products, quantised rows and the check, with kernels; the masks of a pass
+        group.py        the client's side of one group
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from .operation import SOURCE, Attributes, Operation
+from .operation import SHARED, SOURCE, Attributes, Operation
 
 
 def given(name: str) -> NoReturn:
@@ -18,3 +18,10 @@ def named(attributes: Attributes) -> str:
 client, weight, constant, input_ = (
     Operation(name, SOURCE, given, check=named) for name in ("client", "weight", "constant", "input")
 )
+
+
+# Values that stay shared from one run of a session to the next (protocols/states.py).
+
+
+state = Operation("state", SOURCE, given, scales="state", check=named)
+keep = Operation("keep", SHARED, lambda x, name, whole=False: x, scales="keep", demand=lambda bits, attributes: 64)

@@ -1,6 +1,4 @@
-"""The table of architectures: its rows are whole, some of them are measured, and its page shows what was measured."""
-
-import json
+"""The table of architectures: its rows are whole, and some of them are measured."""
 
 import pytest
 from blindformer.bench import architectures
@@ -50,9 +48,3 @@ def test_every_row_has_a_model_and_inputs():
     for row in rows().values():
         assert row.library in ("transformers", "torch", "torchvision", "timm")
         assert row.batches()
-
-
-def test_the_page_has_the_table_of_the_lines_that_are_kept():
-    lines = (architectures.ROOT / "bench" / "results" / "architectures.json").read_text().splitlines()
-    page = (architectures.ROOT / "bench" / "README.md").read_text()
-    assert architectures.page_table([json.loads(line) for line in lines]) in page, "run it with --page"

@@ -25,6 +25,7 @@ CASES = [
     (("latency", *TINY, "--queries", 1, *NETWORK), {"protocol": "beaver", "rtt_s": 0.008, "sites_out_of_range": 0}),
     (("latency", *TINY, "--queries", 1, "--weights", "both"), {"weights_are": "both"}),
     (("peers", *TINY, "--parties", 3), {"weights": "seeded"}),
+    (("costs", "--lengths", 16), {"model": "minilm"}),
     ((*WRITES, "--cache", 8, "--tokens", 2, "--drafts", 4), {"protocol": "beaver", "prompt_tokens": 8}),
     ((*WRITES, "--cache", 4, "--tokens", 2, "--weights", "public", *NETWORK), {"protocol": "delegated"}),
     ((*WRITES, "--prompts", 2, "--tokens", 5, "--protocol", "clear"), {"prompts": 2, "positions": 10}),

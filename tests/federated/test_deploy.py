@@ -7,16 +7,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from blindformer.federated import deploy as deployment
-from blindformer.federated.deploy import Deployment, Simulation, deploy, new_node_key, simulate
+from blindformer.federated.deploy import Deployment, deploy, new_node_key
 from blindformer.federated.federate import REPORT, WORK, federate
 from blindformer.federated.rounds import Round
 from blindformer.federated.server import FAILURE
 from blindformer.federated.settings import FederateError, FederateSettings
 from blindformer.models.distillation_settings import DistillError
-from blindformer.models.loading.load import load
-from blindformer.tests.patience import PATIENCE
 
 pytest.importorskip("sklearn", reason="scikit-learn ships the digits")
 
@@ -104,23 +101,6 @@ def test_leaving_a_deployment_ends_what_its_processes_have_started(tmp_path):
     assert not left.is_running()
     assert others.is_running()
     others.kill()
-
-
-@pytest.mark.slow
-def test_rays_workers_give_what_one_process_gives(in_one_process, tmp_path):
-    pytest.importorskip("ray", reason="the extra `simulation` is not installed")
-    settings = {**SETTINGS, "timeout": PATIENCE}  # Ray starts its workers within the first round
-    result = simulate(tmp_path / "ray", **settings)
-    assert [(r.loss, r.accuracy) for r in result.rounds] == [(r.loss, r.accuracy) for r in in_one_process.rounds]
-    weights, like = (load(f.folder).model.state_dict() for f in (result, in_one_process))
-    assert all(torch.equal(weights[name], like[name]) for name in like)
-
-
-@pytest.mark.parametrize(("named", "address"), [("", "local"), ("10.0.0.1:6379", "10.0.0.1:6379")])
-def test_a_simulation_joins_no_cluster_that_nobody_named(tmp_path, monkeypatch, named, address):
-    """Ray would take any that was started on this machine, which may have no room, or end."""
-    monkeypatch.setenv("RAY_ADDRESS", named)
-    assert Simulation(FederateSettings(**SETTINGS), tmp_path)._environment()["RAY_ADDRESS"] == address
 
 
 def test_a_nodes_key_is_for_its_owner_alone(tmp_path):

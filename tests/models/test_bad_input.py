@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from blindformer.approximations import CalibrationError
 from blindformer.models.compile import compile
 from blindformer.models.graph.ranges import CalibrationFailure
-from blindformer.models.lowering.problems import LoweringError
+from blindformer.models.lowering.values import LoweringError
 from blindformer.models.program.program import ProgramError
 from blindformer.protocols.errors import BlindformerError
 from blindformer.protocols.ring import RangeError

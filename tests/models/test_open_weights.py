@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as tf
 from blindformer.models.compile import compile
-from blindformer.models.lowering.problems import LoweringError
+from blindformer.models.lowering.values import LoweringError
 from blindformer.models.open_weights import OpenWeights, WeightsError, open_weights
 from blindformer.models.program.pricing import price
 from blindformer.models.program.program import Instruction

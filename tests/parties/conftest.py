@@ -16,13 +16,21 @@ from blindformer.models.generation.folder import compile_chat_folder, compile_se
 from blindformer.models.loading.load import Loaded, load
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.certificates.tls_folder import client_context, server_context
-from blindformer.parties.transport.stream import memory_pair
 from blindformer.parties.transport.tls import dial, listen
 from blindformer.tests.shared.deployment import Deployment
+from blindformer.tests.shared.memory import memory_pair
 from blindformer.tests.shared.once import folder_once, once
 from blindformer.tests.shared.postgres import Postgres, find_programs
 from blindformer.tests.shared.speech import tiny_whisper
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
+
+
+@pytest.fixture(scope="module")
+def module_home(tmp_path_factory) -> Iterator[Path]:
+    """An empty home, and so an empty cache, for all tests of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(folder := tmp_path_factory.mktemp("home")))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -14,14 +14,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from blindformer.parties.session.dealing import DealerParty, MemoryPrograms, MemorySeeds, left_for, receive_seed
+from blindformer.parties.session.dealing import DealerParty, MemoryPrograms
 from blindformer.parties.session.masked_weights import serve_parts
-from blindformer.parties.session.rendezvous_two import meet_as_dealer, meet_client, my_hello
+from blindformer.parties.session.rendezvous_two import MemorySeeds, left_for, meet_as_dealer, my_hello, receive_seed
 from blindformer.parties.session.spool import Spool
 from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.parties.session.two_party_server import ServerParty
 from blindformer.parties.transport.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header, pack_message
-from blindformer.parties.transport.handshake import Hello, PeerFacts, answer_probe, hello, new_session
+from blindformer.parties.transport.handshake import Hello, PeerFacts, answer_of, answer_probe, greet, hello, new_session
 from blindformer.parties.transport.stream import PlainWire, StreamChannel
 from blindformer.protocols.streams import SEED_BYTES, new_seed
 from blindformer.tests.protocols.programs import Case
@@ -136,7 +136,8 @@ class Stage:
             hello(to_dealer, self.mine("server"), "dealer")
             return to_dealer
 
-        served, theirs = meet_client(client, self.served, TIMEOUT)
+        theirs = greet(client, lambda theirs: answer_of({self.program.hash(): self.mine("server")}, theirs), TIMEOUT)
+        served = self.served[theirs.program]
         party = ServerParty(served, client, dial, session=theirs.session, spool=self._spool())
         try:
             party.set_up()

@@ -103,7 +103,7 @@ def test_a_store_that_is_gone_uses_nothing_and_comes_back_with_all(postgres, sha
 
 
 def test_a_store_that_is_slow_is_given_up_and_uses_nothing(shared, monkeypatch):
-    monkeypatch.setattr(databases, "PATIENCE", 0.2)
+    monkeypatch.setattr(databases, "PATIENCE", 1.0)
     slow = Spool(shared.folder, database=url_of(shared))
     assert slow.left() == 4
     with shared.ledger.database.write() as db:

@@ -16,7 +16,7 @@ from blindformer.models.cached import COMPILED, PRICE, SHARED, compiled_models
 from blindformer.models.compile import compile
 from blindformer.parties.housekeeping import UNFINISHED_SECONDS, files_below, leftovers, removal_of, remove
 from blindformer.parties.session.masked_weights import Catalogue, CatalogueLine
-from blindformer.parties.session.spool.spool import Missing, Ref, answer_proposal
+from blindformer.parties.session.spool import Missing, Ref, answer_proposal
 from blindformer.parties.session.weight_transfer import MaskedCache, masked_models
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.models.artifacts.test_sharing import Wide

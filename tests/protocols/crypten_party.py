@@ -8,7 +8,7 @@ import sys
 import threading
 
 import torch
-from blindformer.parties.transport.stream import PlainWire, StreamChannel, memory_pair
+from blindformer.parties.transport.stream import PlainWire, StreamChannel
 from blindformer.parties.transport.tls import tcp_connect
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten.mesh import Mesh
@@ -17,6 +17,7 @@ from blindformer.protocols.crypten.source import LeaderSource, NPartyDealer, Par
 from blindformer.protocols.crypten.tuples import make_tuple, tuple_layout
 from blindformer.protocols.crypten.versions import CryptenError
 from blindformer.protocols.streams import Stream, derive
+from blindformer.tests.shared.memory import memory_pair
 
 SEEDS = [bytes([k]) * 16 for k in range(3)]  # a test's dealer sits beside the leader, and the seeds are no secret
 

@@ -13,7 +13,6 @@ from blindformer.models.program.correlations import Correlations, is_large
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
 from blindformer.models.program.two_server import answer_layout, input_layout, owner_traffic
-from blindformer.parties.transport.stream import MemoryChannel, memory_pair
 from blindformer.protocols.beaver.context import Offline, Online
 from blindformer.protocols.beaver.engine import OnlineEngine
 from blindformer.protocols.beaver.owner import join, pack_shares, seed_shares, split, unpack_shares
@@ -29,6 +28,7 @@ from blindformer.protocols.states import KeptStates
 from blindformer.protocols.streams import Stream, new_seed
 from blindformer.protocols.wire import wire_bytes
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.memory import MemoryChannel, memory_pair
 from blindformer.tests.shared.threads import PartyThreads
 from blindformer.tests.uniformity import Sample, opened, sample
 from torch import Tensor

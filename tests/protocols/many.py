@@ -10,9 +10,8 @@ import torch
 from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.two_server import answer_layout, input_layout
-from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.beaver.source import Corrections
-from blindformer.protocols.crypten.costs import NPartyCost
+from blindformer.protocols.crypten.context import NPartyCost
 from blindformer.protocols.crypten.engine import NPartyOnlineEngine, NPartyPricingEngine
 from blindformer.protocols.crypten.wire import Traffic, over_communicator
 from blindformer.protocols.devices import CPU, Placement
@@ -20,6 +19,7 @@ from blindformer.protocols.ring import Ring, sign_extend
 from blindformer.protocols.rounds import Swap, Wire
 from blindformer.protocols.states import KeptStates
 from blindformer.protocols.streams import Stream, new_seed
+from blindformer.tests.shared.memory import memory_pair
 from blindformer.tests.uniformity import Sample, opened, sample
 from torch import Tensor
 

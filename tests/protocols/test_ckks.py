@@ -15,6 +15,7 @@ from blindformer.models.program.program import ProgramError
 from blindformer.protocols.ckks import affine
 from blindformer.protocols.ckks.choosing import circuit_of
 from blindformer.protocols.ckks.circuit import Mix, QueryMix, QueryScores, Scores
+from blindformer.protocols.ckks.evaluator import each
 from blindformer.protocols.ckks.exact import Exact
 from blindformer.protocols.ckks.packing import packing_for, score_layout
 from blindformer.protocols.ckks.parameters import (
@@ -28,7 +29,6 @@ from blindformer.protocols.ckks.parameters import (
     parameters_for,
 )
 from blindformer.protocols.ckks.rotation_keys import MOST, SLACK, chain, compose, hops
-from blindformer.protocols.ckks.workers import each
 from blindformer.tests.models.conftest import clear, make
 from blindformer.tests.protocols.programs import Draft
 from blindformer.tests.shared.deployment import eventually

@@ -11,8 +11,8 @@ from scipy.stats import kstest
 pytest.importorskip("tenseal")
 
 from blindformer.models.encrypted import real_values
+from blindformer.protocols.ckks.computing import divergence, hide
 from blindformer.protocols.ckks.exact import Exact
-from blindformer.protocols.ckks.hiding import divergence, hide
 from blindformer.protocols.ckks.parameters import DEVIATION
 from blindformer.protocols.ckks.sealed import to_bytes
 from blindformer.tests.models.conftest import make

@@ -9,12 +9,12 @@ import threading
 import numpy as np
 import pytest
 from blindformer.parties.session.encrypted_queries import receive_sealed, send_sealed
-from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.ckks import sealed
 from blindformer.protocols.ckks.facts import CircuitNeeds, facts_from
 from blindformer.protocols.ckks.parameters import CkksError, Parameters, insecure_parameters
 from blindformer.protocols.ckks.sealed import SealedError, check_sealed
 from blindformer.protocols.errors import PeerError, PeerTimeout
+from blindformer.tests.shared.memory import memory_pair
 from blindformer.tests.shared.processes import alone
 from hypothesis import given, settings
 from hypothesis import strategies as st

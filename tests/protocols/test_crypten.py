@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from blindformer.models.program.pricing import price
 from blindformer.protocols.crypten import versions
-from blindformer.protocols.crypten.costs import Moved
+from blindformer.protocols.crypten.context import Moved
 from blindformer.protocols.crypten.versions import CryptenError, UncheckedVersion, check_versions
 from blindformer.protocols.matmul import matmul_limbs
 from blindformer.protocols.ring import Ring

@@ -4,7 +4,6 @@ import threading
 
 import pytest
 import torch
-from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.crypten import calls
 from blindformer.protocols.crypten.context import NPartyOnline
@@ -17,6 +16,7 @@ from blindformer.protocols.streams import Stream, derive, new_seed
 from blindformer.tests.protocols.harness import in_threads
 from blindformer.tests.protocols.many import communicators
 from blindformer.tests.protocols.test_beaver_transcripts import even
+from blindformer.tests.shared.memory import memory_pair
 from blindformer.tests.uniformity import sample
 
 WEIGHT, CALL = 3, 7  # numbers of requests

@@ -4,10 +4,10 @@ import threading
 
 import pytest
 import torch
-from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import PeerProtocolError
 from blindformer.protocols.rounds import Graph, Swap, over_channel, run_rounds, together
 from blindformer.protocols.wire import pack, unpack, wire_bytes
+from blindformer.tests.shared.memory import memory_pair
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,12 +8,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.beaver.source import FRAME, PIECE, Corrections, DealerSource, frames, paced
 from blindformer.protocols.beaver.values import Tape
 from blindformer.protocols.errors import CorrelationError, PeerProtocolError
 from blindformer.protocols.streams import Stream, derive, new_seed
 from blindformer.protocols.wire import held_in
+from blindformer.tests.shared.memory import memory_pair
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given
 from hypothesis import strategies as st

@@ -19,20 +19,20 @@ from blindformer.models.program.program import Program
 from blindformer.parties.client.two_party import TwoPartySession
 from blindformer.parties.session.audits import Draw, client_kind, is_drawn
 from blindformer.parties.session.compute_slots import ComputeSlots, Unlimited
-from blindformer.parties.session.dealing import DealerParty, MemoryPrograms, MemorySeeds, left_for, receive_seed
+from blindformer.parties.session.dealing import DealerParty, MemoryPrograms
 from blindformer.parties.session.delegated_client import DelegatingClient
 from blindformer.parties.session.delegated_server import DelegatedServer
-from blindformer.parties.session.delegation import DelegatedDealer, PublicWeights, delegated_hello
+from blindformer.parties.session.delegation import PROTOCOL, DelegatedDealer, PublicWeights
 from blindformer.parties.session.masked_weights import Served
 from blindformer.parties.session.online import Progress
-from blindformer.parties.session.rendezvous_two import my_hello
+from blindformer.parties.session.rendezvous_two import MemorySeeds, left_for, my_hello, receive_seed
 from blindformer.parties.session.two_party_server import ServerParty
-from blindformer.parties.transport.handshake import abort, new_session
-from blindformer.parties.transport.stream import MemoryChannel, memory_pair
+from blindformer.parties.transport.handshake import abort, make_hello, new_session
 from blindformer.protocols.channel import Channel
 from blindformer.protocols.devices import CPU, find_device
 from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone
 from blindformer.protocols.streams import new_seed
+from blindformer.tests.shared.memory import MemoryChannel, memory_pair
 
 IDLE_SECONDS = 86400.0
 ROLES = ("server", "client", "dealer")
@@ -221,14 +221,14 @@ class DelegatedThreads(PartyThreads):
         """For the client: leave its seed with the dealer. Errors: PeerProtocolError."""
         client, dealer = self.connect("client", "dealer")
         client.send_message({"seed": seed.hex()})
-        receive_seed(dealer, delegated_hello(self.manifest, "client", session), self.seeds)
+        receive_seed(dealer, make_hello("client", PROTOCOL, self.manifest.digest, session), self.seeds)
         client.recv_message()
         client.close()
 
     def dial(self, session: str, **options: Any) -> Channel:
         """For the server: a connection that the dealer serves."""
         server, dealer = self.connect("server", "dealer")
-        take = left_for(delegated_hello(self.manifest, "server", session), self.seeds)
+        take = left_for(make_hello("server", PROTOCOL, self.manifest.digest, session), self.seeds)
         party = DelegatedDealer(self.weights["dealer"], dealer, take, **options)
         self.start(self._telling(lambda: party.serve(idle=IDLE_SECONDS), lambda: [dealer]), "dealer")
         return server

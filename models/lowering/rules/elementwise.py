@@ -21,7 +21,6 @@ _NEAR_ZERO = 2.0**-14  # as near to it as roundings bring what is 0
 
 rule("neg")(builds(Builder.neg))
 rule("relu")(builds(Builder.relu))
-rule("below")(builds(Builder.less))
 rule("sides")(builds(Builder.sides))
 rule("exp_by_cell")(builds(Builder.exp))
 rule("fourier")(builds(Builder.fourier))

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...beaver import lookup
 from ...beaver.context import Public
 from ...beaver.primitive import Opening, Primitive, size
 from ...beaver.values import Shape, Share, Trace, mask_bytes, of_shape
@@ -24,8 +25,7 @@ from ...errors import CorrelationError
 from ...ring import Ring
 from ...rounds import Step, Swap, together
 from ...wire import wire_bytes
-from ..context import NPartyOffline, NPartyOnline, Owned, but
-from ..costs import Moved, NPartyCost
+from ..context import Moved, NPartyCost, NPartyOffline, NPartyOnline, Owned, but
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -135,3 +135,12 @@ def _send_masked(online: NPartyOnline, value: Owned) -> Step:
     else:
         (value.masked,) = yield [Swap(None, value.shape, wire_bytes(value.width), peer=value.rank)]
     value.opened = True
+
+
+# Tables among N parties: the dealer's numbers themselves. The keys that spare them are two parties'
+# (protocols/beaver/point_function.py).
+
+
+class LookupByNumbers(lookup.Lookup):
+    op = "lookup"
+    keyed = False

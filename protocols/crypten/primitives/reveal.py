@@ -15,8 +15,7 @@ from ...operations import OWNER
 from ...ring import sign_extend
 from ...rounds import Step, Swap
 from ...wire import wire_bytes
-from ..context import LEADER, NPartyOffline, NPartyOnline
-from ..costs import OPENER, RECIPIENT, Moved, NPartyCost, opener_of
+from ..context import LEADER, OPENER, RECIPIENT, Moved, NPartyCost, NPartyOffline, NPartyOnline, opener_of
 
 
 class RevealToOne(Primitive):

@@ -23,7 +23,7 @@ from blindformer.models.artifacts import (
     versions,
 )
 from blindformer.models.artifacts.layout import describe_files
-from blindformer.models.building import compile_files, compile_folder, default_lengths
+from blindformer.models.building import compile_folder, default_lengths, typical_inputs
 from blindformer.models.compile import compile
 from blindformer.models.loading.huggingface import InputError, LoadError
 from blindformer.models.loading.load import load
@@ -161,7 +161,7 @@ def test_a_model_of_images_has_one_program_and_reads_files_of_its_size(tiny_visi
     with pytest.raises(LoadError, match="have no lengths"):
         compile_folder(tiny_vision, tmp_path, lengths=[8], calibration=[pictures])
     with pytest.raises(LoadError, match="typical ones to calibrate on"):
-        compile_files(loaded, None)
+        typical_inputs(loaded, None, None)
 
 
 # --- whole or not at all ---------------------------------------------------------------------------------------------

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 from blindformer.approximations import Plan
-from blindformer.models.delegated.integers import integers_of, ring_of
 from blindformer.models.delegated.layers import LayerGroup, LinearLayer, ParameterIndex
-from blindformer.models.delegated.manifest import Manifest, prepare
+from blindformer.models.delegated.manifest import Manifest, integers_of, prepare, ring_of
 from blindformer.models.delegated.sequences import DelegationError
 from blindformer.protocols.delegated import RINGS
 from blindformer.protocols.delegated.group import ClientGroup, GroupError

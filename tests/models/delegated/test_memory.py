@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from blindformer.models.delegated.folder import load_part, save_delegated
-from blindformer.models.delegated.memory import check_weights, groups_within, read_memory
 from blindformer.models.delegated.part import DelegatedPart, delegated_part
-from blindformer.models.delegated.sequences import DelegationError
+from blindformer.models.delegated.sequences import DelegationError, check_weights, groups_within, read_memory
 from blindformer.models.loading.load import load
 from blindformer.models.program.pricing import NETWORKS
 from blindformer.parties.reports.delegated import price_of_pass

@@ -8,9 +8,9 @@ from functools import partialmethod
 import numpy as np
 import pytest
 import torch
-from blindformer.models.delegated.padding import PASSES, PaddedCarrier, row_class
 from blindformer.models.delegated.part import DelegatedPart, delegated_part
 from blindformer.models.delegated.rows import DelegatedRows
+from blindformer.models.delegated.running import PASSES, PaddedCarrier, row_class
 from blindformer.models.generation.conversation import Completion, Conversation
 from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import load

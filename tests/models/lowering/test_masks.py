@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import transformers as tf
 from blindformer.approximations import calibrate
 from blindformer.models.compile import compile
-from blindformer.models.lowering.problems import LoweringError
+from blindformer.models.lowering.values import LoweringError
 from blindformer.tests.models.conftest import _CAUSAL, _SIZES, _VIT, answer, batches
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.protocols.harness import run_beaver

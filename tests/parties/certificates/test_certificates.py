@@ -60,8 +60,9 @@ def test_a_ca_s_key_that_is_missing_open_or_damaged_signs_nothing(tmp_path):
 
 
 def test_make_keeps_the_ca_s_key_for_its_owner_alone_and_says_what_it_can_do(call, tmp_path):
-    code, printed, errors = call("certs", "make", tmp_path / "c")
+    code, printed, errors = call("certs", "make", tmp_path / "c", "--host", "example.org")
     assert (code, errors) == (0, "")
+    assert all("example.org" in row.hosts for row in describe(tmp_path / "c")[1:])
     assert (tmp_path / "c" / "ca.key").stat().st_mode & 0o777 == 0o600
     printed = " ".join(printed.split())
     assert "keep it offline, whoever has it can pass for any party" in printed

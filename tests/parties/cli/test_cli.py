@@ -31,10 +31,8 @@ SHARED = {
 
 
 @pytest.mark.parametrize("protocol", ["clear", "beaver"])
-def test_run_a_classifier(call, known, tiny_classifier, protocol):
-    code, out, _ = call("run", tiny_classifier, "how good !", "--protocol", protocol, *known, "--format", "json")
-    assert code == 0
-    report = json.loads(out)
+def test_run_a_classifier(report_of, known, tiny_classifier, protocol):
+    report = report_of("run", tiny_classifier, "how good !", "--protocol", protocol, *known)
     assert set(report) >= SHARED
     assert (report["length"], report["protocol"], report["plan"]) == (16, protocol, "faithful")
     assert report["max_abs_error"] < 0.02
@@ -43,17 +41,16 @@ def test_run_a_classifier(call, known, tiny_classifier, protocol):
     assert sum(row["score"] for row in labels) == pytest.approx(1)
 
 
-def test_a_model_is_compiled_once(call, known, tiny_classifier, tmp_path, monkeypatch):
+def test_a_model_is_compiled_once(report_of, known, tiny_classifier, tmp_path, monkeypatch):
     """Another plan, length or calibration is another model; a cache that cannot be written is no error."""
 
     def results(*more):
-        code, out, errors = call("run", tiny_classifier, "how good !", "--protocol", "clear", *more, "--format", "json")
-        assert code == 0, errors
-        return [row["labels"] for row in json.loads(out)["results"]]
+        results = report_of("run", tiny_classifier, "how good !", "--protocol", "clear", *more)["results"]
+        return [row["labels"] for row in results]
 
     compiled = []
-    compile_lengths = building.compile_lengths
-    monkeypatch.setattr(building, "compile_lengths", lambda *a, **o: compiled.append(a) or compile_lengths(*a, **o))
+    compile_alike = building.compile_alike
+    monkeypatch.setattr(building, "compile_alike", lambda *a, **o: compiled.append(a) or compile_alike(*a, **o))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert results(*known) == results(*known)
     assert len(compiled) == 1
@@ -66,11 +63,9 @@ def test_a_model_is_compiled_once(call, known, tiny_classifier, tmp_path, monkey
     assert len(compiled) == 5
 
 
-def test_run_and_estimate_agree(call, known, tiny_encoder):
-    _, out, _ = call("run", tiny_encoder, "good", "bad", "--length", 16, *known, "--format", "json")
-    run = json.loads(out)
-    _, out, _ = call("estimate", tiny_encoder, "--length", 16, *known, "--format", "json")
-    estimate = json.loads(out)
+def test_run_and_estimate_agree(call, report_of, known, tiny_encoder):
+    run = report_of("run", tiny_encoder, "good", "bad", "--length", 16, *known)
+    estimate = report_of("estimate", tiny_encoder, "--length", 16, *known)
     for name in ("rounds", "online_bytes", "offline_bytes", "length", "plan"):
         assert run[name] == estimate[name]
     for rows in ("layers", "operations"):
@@ -82,26 +77,19 @@ def test_run_and_estimate_agree(call, known, tiny_encoder):
     assert len(run["results"][0]["embedding"]) == 32
 
 
-def test_what_is_compiled_for_a_slow_network_is_what_was_estimated(call, known, tiny_encoder, tmp_path):
-    _, out, _ = call("estimate", tiny_encoder, "--length", 16, "--network", "wan", *known, "--format", "json")
+def test_what_is_compiled_for_a_slow_network_is_what_was_estimated(
+    call, report_of, refused, known, tiny_encoder, tmp_path
+):
+    estimate = report_of("estimate", tiny_encoder, "--length", 16, "--network", "wan", *known)
     folder = tmp_path / "compiled"
-    code, printed, errors = call(
-        *("compile", tiny_encoder, "--lengths", 16, "--network", "wan", "--out", folder, *known, "--format", "json")
-    )
-    assert code == 0, errors
-    (program,) = json.loads(printed)["lengths"]
-    assert program["rounds"] == json.loads(out)["rounds"]
+    report = report_of("compile", tiny_encoder, "--lengths", 16, "--network", "wan", "--out", folder, *known)
+    assert report["lengths"][0]["rounds"] == estimate["rounds"]
     for part in (folder, folder / "client"):  # as it is compiled, and nothing is compiled again
-        code, again, errors = call("estimate", part, "--network", "wan", "--format", "json")
-        assert code == 0, errors
+        again = report_of("estimate", part, "--network", "wan")
         for name in ("rounds", "online_bytes", "offline_bytes", "length", "plan"):
-            assert json.loads(again)[name] == json.loads(out)[name]
-    code, _, errors = call("estimate", folder, "--length", 8)
-    assert (code, errors) == (
-        1,
-        f"blindformer: {folder}: is compiled for the lengths 16, not for 8; choose one, or compile\n",
-    )
-    assert f"--plan: {folder} is compiled already" in call("estimate", folder, "--plan", "fast")[2]
+            assert again[name] == estimate[name]
+    assert "is compiled for the lengths 16, not for 8" in refused("estimate", folder, "--length", 8)
+    assert f"--plan: {folder} is compiled already" in refused("estimate", folder, "--plan", "fast")
     plan = Plan.load(folder / "server")
     assert plan.a_round == 8 * Plan().a_round
     assert "plan faithful" in (shown := call("models", "show", folder)[1])
@@ -151,25 +139,8 @@ def test_errors_are_one_line(refused, tiny_classifier, tiny_vision, arguments, w
     assert words in line
 
 
-def test_certificates(call, tmp_path):
-    folder = tmp_path / "certs"
-    code, out, _ = call("certs", "make", folder, "--host", "example.org", "--format", "json")
-    assert code == 0
-    assert len(json.loads(out)["files"]) == 10  # with the CA's key
-    code, _, errors = call("certs", "make", folder)
-    assert code == 1
-    assert "already there" in errors
-    _, out, _ = call("certs", "show", folder, "--format", "json")
-    rows = json.loads(out)["certificates"]
-    assert [row["role"] for row in rows] == ["ca", "client", "dealer", "helper", "server"]
-    assert all("example.org" in row["hosts"] for row in rows[1:])
-    assert "server.key" not in call("certs", "show", folder)[1]
-
-
-def test_env(call):
-    code, out, _ = call("doctor", "--env", "--format", "json")
-    assert code == 0
-    shown = json.loads(out)
+def test_env(call, report_of):
+    shown = report_of("doctor", "--env")
     assert shown["packages"]["torch"]
     assert (shown["kernels"], shown["torch_level"]) == (level(), torch.backends.cpu.get_cpu_capability())
     assert {type(shown[name]) for name in ("vnni", "aes")} == {bool}
@@ -196,11 +167,9 @@ def test_a_level_holds_torch_too_and_one_that_cannot_be_had_is_one_line():
     assert len(refused.stderr.splitlines()) == 1
 
 
-def test_help_is_quick_and_usage_errors_are_not_bugs():
-    command = [sys.executable, "-m", "blindformer"]
-    done = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=PATIENCE, check=True)
-    assert "estimate" in done.stdout
-    done = subprocess.run([*command, "estmate"], capture_output=True, text=True, timeout=PATIENCE, check=False)
+def test_usage_errors_are_not_bugs():
+    command = [sys.executable, "-m", "blindformer", "estmate"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.count("Did you mean") == 1
@@ -224,16 +193,21 @@ def test_a_misspelt_model_is_refused_before_libraries_are_loaded(tmp_path):
     commands = [
         "run minlm how", "chat smolm2", "query minlm how --server local", "query minlm how", "estimate minlm",
         "compile minlm --out made", "up minilm smolm2", "search minlm --file made how", "train minlm --data a.csv",
-        "distill --teacher minlm --data a.csv --out made",
+        "distill --teacher minlm --data a.csv --out made", "tune minlm --data a.csv", "evaluate minlm --data a.csv",
+        "run ./minlm how", "estimate ./gone", "tune ./gone --data a.csv", "evaluate ~/a/b --data a.csv", "up ./gone",
     ]  # fmt: skip
     (tmp_path / "made").write_text("a")
     program = [sys.executable, "-c", MISSPELT]
     asked = {"input": "\n".join(commands), "cwd": tmp_path, "capture_output": True, "text": True, "timeout": PATIENCE}
     done = subprocess.run(program, check=False, **asked)
     assert done.stdout.split() == ["1"] * len(commands) + ["False"], done.stderr
-    meant = [("smolm2", "smollm2") if "smolm2" in words else ("minlm", "minilm") for words in commands]
+    meant = [("smolm2", "smollm2") if "smolm2" in words else ("minlm", "minilm") for words in commands[:12]]
     lines = [f"blindformer: {name}: there is no such model or folder; did you mean {near}?" for name, near in meant]
-    assert done.stderr.splitlines() == lines
+    gone = [f"blindformer: {name}: there is no such folder; " for name in ("./gone", "./gone", "~/a/b", "./gone")]
+    said = done.stderr.splitlines()
+    assert said[:12] == lines
+    assert "./minlm" in said[12]
+    assert [line.partition("; ")[0] + "; " for line in said[13:]] == gone
 
 
 ENDS = """
@@ -333,13 +307,11 @@ def once(function):
 
 
 @pytest.mark.slow
-def test_demo(call, monkeypatch):
+def test_demo(call, report_of, monkeypatch):
     """One run, in both forms; as text it prints what the README shows."""
-    for owner, name in ((building, "compile_lengths"), (Client, "query_many"), (compare, "compare")):
+    for owner, name in ((building, "compile_alike"), (Client, "query_many"), (compare, "compare")):
         monkeypatch.setattr(owner, name, once(getattr(owner, name)))
-    code, out, _ = call("demo", "--format", "json")
-    assert code == 0
-    report = json.loads(out)
+    report = report_of("demo")
     assert set(report) >= SHARED
     assert report["cosine_min"] > 0.9995
     assert report["max_abs_error"] < 0.005

@@ -24,6 +24,7 @@ def test_help_has_ten_options_at_most_and_an_example_that_is_accepted(name, pars
     shown = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"}).output
     listed = set(re.findall(r"(?<=[│*] )\s*(--[\w-]+)", shown)) - {"--help", "--help-all"}
     assert {one.strip() for one in listed} == (set(command.first) or names)
+    assert [(one.opts[0], text) for one in command.params if len(text := getattr(one, "help", None) or "") > 100] == []
     words = command.epilog.removeprefix("Example: ")
     assert words.startswith(f"blindformer {name.removesuffix(' list')}")
     parse(words)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 
@@ -12,16 +10,14 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-def test_a_price_keeps_no_weights(call, known, tiny_classifier, tmp_path):
+def test_a_price_keeps_no_weights(call, report_of, known, tiny_classifier, tmp_path):
     """A model that is compiled is priced as it is; one that was priced is compiled when it is first asked."""
 
     def files(pattern):
         return sorted(file.name for file in (tmp_path / ".cache" / "blindformer" / "compiled").glob(pattern))
 
     def price(length):
-        code, out, _ = call("estimate", tiny_classifier, "--length", length, *known, "--format", "json")
-        assert code == 0
-        return json.loads(out)
+        return report_of("estimate", tiny_classifier, "--length", length, *known)
 
     first = price(16)
     assert files("*/*") == ["helper"]
@@ -33,33 +29,27 @@ def test_a_price_keeps_no_weights(call, known, tiny_classifier, tmp_path):
     assert files("*/*") == ["client", "helper", "server"]
 
 
-def test_the_cache_is_listed_and_emptied(call, known, tiny_classifier, tmp_path):
+def test_the_cache_is_listed_and_emptied(call, report_of, known, tiny_classifier, tmp_path):
     """What is said to be freed is what `models` had."""
-
-    def answer(*command):
-        code, out, _ = call(*command, "--format", "json")
-        assert code == 0
-        return json.loads(out)
-
     assert "is empty: models are compiled into it at their first use" in call("models")[1]
     assert call("models", "prune", "--all")[:2] == (0, "nothing to remove in ~/.cache/blindformer\n")
     for length in (8, 16):
         assert call("run", tiny_classifier, "good", "--protocol", "clear", "--length", length, *known)[0] == 0
     name = tiny_classifier.name
-    listed = answer("models")
+    listed = report_of("models")
     assert [(row["lengths"], row["problem"]) for row in listed["models"] if row["name"] == name] in (
         [([8], ""), ([16], "")],
         [([16], ""), ([8], "")],
     )
     assert sum(row["bytes"] for row in listed["models"] if row["name"] == name) > listed["cache"]["bytes"] > 0
     assert "MB in the cache (~/.cache/blindformer); what models have in common is counted once" in call("models")[1]
-    dry = answer("models", "rm", name, "--dry-run")
+    dry = report_of("models", "rm", name, "--dry-run")
     assert (len(dry["items"]), dry["removed"], dry["bytes"]) == (2, False, listed["cache"]["bytes"])
-    assert answer("models", "prune", "--older", "1d")["items"] == []
-    first = answer("models", "rm", name, "--length", 8)
+    assert report_of("models", "prune", "--older", "1d")["items"] == []
+    first = report_of("models", "rm", name, "--length", 8)
     assert (len(first["items"]), first["removed"]) == (1, True)
     code, out, _ = call("models", "prune", "--all")
     assert code == 0
     assert "classification, plan faithful, 16" in out
     assert "freed" in out
-    assert answer("models")["cache"]["bytes"] == 0
+    assert report_of("models")["cache"]["bytes"] == 0

@@ -20,24 +20,29 @@ def hurry(monkeypatch):
     monkeypatch.setattr(progress, "PAUSE", 0.1)
 
 
+class Screen(io.StringIO):
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_what_takes_long_is_said_on_stderr(monkeypatch, capsys, terminal):
     monkeypatch.setenv("FORCE_COLOR", "1" if terminal else "")
+    monkeypatch.setattr(sys, "stderr", screen := Screen(terminal))
     with Phases() as phases:
         phases.begin("compile", 4)
         phases.note("compile", "export")
         phases.note("compile", "lower")
-        time.sleep(0.35)
+        eventually(lambda: " 25%" in screen.getvalue(), "the first phase is said")
         phases.end("compile")
         phases.step("query", 3, 4)
-        time.sleep(0.35)
-    out, errors = capsys.readouterr()
-    assert out == ""
-    if terminal:
-        assert " 25%" in errors
-        assert " 75%" in errors
-    else:
-        assert errors == "compile 25%  lower\nquery 75%\n"
+        eventually(lambda: " 75%" in screen.getvalue(), "the second phase is said")
+    assert capsys.readouterr().out == ""
+    assert terminal or screen.getvalue() == "compile 25%  lower\nquery 75%\n"
 
 
 def test_progress_that_is_off_shows_nothing(monkeypatch, capsys):
@@ -60,15 +65,6 @@ def test_compiling_that_is_stopped_ends_in_a_line(capfd, monkeypatch, stop, code
         raise stop
     assert ended.value.code == code
     assert capfd.readouterr().err == "note: stopped; the same command goes on from what is compiled so far\n"
-
-
-class Screen(io.StringIO):
-    def __init__(self, terminal: bool) -> None:
-        super().__init__()
-        self.terminal = terminal
-
-    def isatty(self) -> bool:
-        return self.terminal
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -62,10 +62,8 @@ def test_a_folder_of_certs_add_asks_as_it_is(ask, call, sites, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["", "server", "client"])
-def test_inspect_prices_every_layer(call, compiled, part):
-    code, out, _ = call("models", "show", compiled / part, "--format", "json")
-    assert code == 0
-    report = json.loads(out)
+def test_inspect_prices_every_layer(call, report_of, compiled, part):
+    report = report_of("models", "show", compiled / part)
     assert set(report["parts"]) == {part} if part else {"server", "client"} <= set(report["parts"])
     assert all(row["versions"]["torch"] for row in report["parts"].values())
     assert "bert.embeddings.word_embeddings.weight" in report["released"]
@@ -93,16 +91,14 @@ def test_parts_of_different_compilations_are_told_apart(call, compiled, tiny_cla
     assert "are of different compilations" in errors
 
 
-def test_a_question_about_a_text(call, known, tiny_heads, tmp_path):
+def test_a_question_about_a_text(call, report_of, known, tiny_heads, tmp_path):
     """Compiled, and asked in a session: the span is the one that `run` finds in the clear."""
     asked, text = "how is it ?", "my password is lost ."
     model, folder = tiny_heads("span"), tmp_path / "compiled"
-    options = ("--pair", text, "--format", "json")
     assert call("compile", model, "--out", folder, "--lengths", "16", *known)[0] == 0
-    code, out, _ = call("query", folder, asked, "--server", "local", *options)
-    assert code == 0
-    _, other, _ = call("run", model, asked, "--length", 16, *known, "--protocol", "clear", *options)
-    (result,), (expected,) = json.loads(out)["results"], json.loads(other)["results"]
+    (result,) = report_of("query", folder, asked, "--server", "local", "--pair", text)["results"]
+    clear = ("run", model, asked, "--length", 16, *known, "--protocol", "clear", "--pair", text)
+    (expected,) = report_of(*clear)["results"]
     assert (result["text"], result["pair"]) == (asked, text)
     nested(result["answers"], expected["answers"], 5e-3)
 
@@ -280,18 +276,15 @@ def test_the_folder_may_be_the_configurations(ask, call, sites, compiled, tmp_pa
         assert message in errors
 
 
-def test_a_model_is_compiled_with_the_plan_it_was_trained_for(call, known, tiny_classifier, tmp_path):
+def test_a_model_is_compiled_with_the_plan_it_was_trained_for(report_of, known, tiny_classifier, tmp_path):
     from blindformer.approximations import Plan
 
     student = shutil.copytree(tiny_classifier, tmp_path / "student")
     Plan.preset("fast").replace(name="for this student").save(student)
-    options = ["--lengths", "8", *known, "--format", "json"]
+    options = ["--lengths", "8", *known, "--out", tmp_path / "out"]
     for words, plan in (([], "for this student"), (["--plan", "faithful"], "faithful")):
-        code, out, errors = call("compile", student, "--out", tmp_path / "out", *options, *words)
-        assert code == 0, errors
-        assert json.loads(out)["plan"] == plan
-    _, out, _ = call("estimate", student, "--length", 8, *known, "--format", "json")
-    assert json.loads(out)["plan"] == "for this student"
+        assert report_of("compile", student, *options, *words)["plan"] == plan
+    assert report_of("estimate", student, "--length", 8, *known)["plan"] == "for this student"
 
 
 # --- canary queries --------------------------------------------------------------------------------------------------
@@ -335,13 +328,20 @@ def test_known_answers_are_made_mixed_in_and_reported(ask, call, compiled, tmp_p
     )
 
 
-def test_a_few_words_compile_once_the_one_length_that_they_need(call, tiny_encoder, tmp_path, monkeypatch):
+def test_a_few_words_compile_once_the_one_length_that_they_need(report_of, tiny_encoder, tmp_path, monkeypatch):
     """Asked by services of this machine."""
     monkeypatch.setenv("HOME", str(tmp_path))
     longer = "how " * 40  # beyond 32 tokens
     for texts in (["good"], ["not bad", "good"], ["good", longer]):
-        code, out, errors = call("query", tiny_encoder, *texts, "--server", "local", "--format", "json")
-        assert code == 0, errors
-        assert len(json.loads(out)["results"][0]["embedding"]) == 32
-    folders = (tmp_path / ".cache/blindformer/compiled").iterdir()
-    assert sorted(load_client(folder).about["lengths"] for folder in folders) == [[32], [64]]
+        assert len(report_of("query", tiny_encoder, *texts, "--server", "local")["results"][0]["embedding"]) == 32
+    cache = tmp_path / ".cache/blindformer/compiled"
+    assert sorted(load_client(folder).about["lengths"] for folder in cache.iterdir()) == [[32], [64]]
+
+
+def test_one_length_is_found_in_a_folder_of_all(report_of, tiny_encoder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("good\n")
+    for asked in (["--file", tmp_path / "a.txt"], ["good"], ["good", "--length", "32"]):
+        report_of("query", tiny_encoder, *asked, "--server", "local")
+    (folder,) = (tmp_path / ".cache/blindformer/compiled").iterdir()
+    assert load_client(folder).about["lengths"] == [32, 64]

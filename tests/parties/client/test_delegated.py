@@ -27,12 +27,7 @@ from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 from typer.testing import CliRunner
 
 TEXTS = ["nobody reads this", "where is my parcel"]
-
-
-@pytest.fixture(autouse=True)
-def at_home(tmp_path_factory, monkeypatch):
-    """Where models are prepared to."""
-    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "delegated-home"))
+pytestmark = pytest.mark.usefixtures("module_home")  # where models are prepared to
 
 
 @pytest.fixture(scope="module")
@@ -69,16 +64,6 @@ def test_plan_fast_takes_a_quarter_less_traffic(tiny_classifier):
         shown = json.loads(command("estimate", tiny_classifier, *public))
         costs[plan] = [shown[name] for name in ("up_bytes", "down_bytes", "offline_bytes")]
     assert [4 * number for number in costs["fast"]] == [3 * number for number in costs["faithful"]]
-
-
-def test_a_pipeline_gives_what_transformers_gives(tiny_classifier):
-    from transformers import pipeline
-
-    wanted = pipeline("text-classification", model=str(tiny_classifier))(TEXTS)
-    with bf.pipeline("text-classification", model=tiny_classifier, weights="public") as classify:
-        got = classify(TEXTS)
-    assert [one["label"] for one in got] == [one["label"] for one in wanted]
-    assert [one["score"] for one in got] == pytest.approx([one["score"] for one in wanted], abs=1e-3)
 
 
 def test_a_compiled_folder_is_known_by_every_command(tiny_classifier, tmp_path):

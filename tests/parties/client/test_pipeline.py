@@ -26,14 +26,7 @@ TEXTS = ["how is my password ?", "not good , bad !", "the password is lost .", "
 MADE = {"protocol": "clear", "lengths": [16], "calibration": TEXTS}  # the tiny models know few words
 TOLERANCE = 5e-3
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    """An empty cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(folder := tmp_path_factory.mktemp("home")))
-        yield folder
+pytestmark = pytest.mark.usefixtures("module_home")
 
 
 @pytest.fixture
@@ -247,9 +240,9 @@ def test_a_long_text_is_refused_with_the_ways_out_or_cut_as_transformers_cuts_it
 
 
 # --- compiled once ---------------------------------------------------------------------------------------------------
-def test_a_model_is_compiled_once_and_listed(make, tiny_classifier, home, call):
+def test_a_model_is_compiled_once_and_listed(make, tiny_classifier, module_home, call):
     make("text-classification", tiny_classifier)
-    cache = home / ".cache" / "blindformer"
+    cache = module_home / ".cache" / "blindformer"
     listed = known_models(cache)
     assert [model.name for model in listed[: len(PACKAGED)]] == list(PACKAGED)
     alike = {model.name: model.likeness for model in listed if model.likeness}

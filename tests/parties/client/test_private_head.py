@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import blindformer as bf
 import pytest
@@ -247,6 +248,7 @@ def test_what_has_no_private_head_is_refused(refused, tiny_causal, tiny_encoder,
         assert "a private head is one part" in refused(
             "compile", model, "--weights", "private-head", "--out", tmp_path / "x"
         )
+    assert f"{Path(tiny_encoder).name}: has nothing" in refused("estimate", tiny_encoder, "--weights", "private-head")
     for words in (
         ("chat", tiny_causal),
         ("up", tiny_causal),
@@ -256,12 +258,10 @@ def test_what_has_no_private_head_is_refused(refused, tiny_causal, tiny_encoder,
     assert not (tmp_path / "x").exists()
 
 
-def test_run_takes_a_private_head(call, tiny_classifier, monkeypatch, tmp_path):
+def test_run_takes_a_private_head(call, report_of, tiny_classifier, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     words = "run", tiny_classifier, *TEXTS[:2], "--weights", "private-head"
-    code, printed, errors = call(*words, "--format", "json")
-    assert code == 0, errors
-    result = json.loads(printed)
+    result = report_of(*words)
     assert (result["protocol"], len(result["results"])) == ("delegated+beaver", 2)
     assert result["max_abs_error"] < 2e-3
     (file := tmp_path / "blindformer.toml").write_text("[client]\npad = true\n")

@@ -161,7 +161,8 @@ def served(site: Deployment, role: str) -> Iterator[Place]:
     """`role`: whose process of the last session is killed."""
 
     def client(**options: Any) -> Client:
-        return site.client(**{"wait": PATIENCE, **options})
+        # Its own cache: the run's other workers serve the same model with the same secret, so the same masked weights.
+        return site.client(**{"wait": PATIENCE, "cache": site.folder / "cache", **options})
 
     def lose(opened: Any) -> None:
         os.kill(getattr(site, role).logged("session-opened")[-1]["pid"], signal.SIGKILL)

@@ -1,6 +1,5 @@
 """A language model judged on a text: in torch, in fixed point, and in private conversations of this machine."""
 
-import json
 import math
 
 import pytest
@@ -13,14 +12,7 @@ from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 
 TEXT = "Who's there? Nay, answer me: stand and unfold yourself. Long live the king!" * 2  # 150 bytes, so 150 tokens
 ROOM = 96  # more than the 64 places of the first passes
-
-
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    """Where models are compiled to."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        yield
+pytestmark = pytest.mark.usefixtures("module_home")  # where models are compiled to
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +83,12 @@ def test_a_window_whose_answer_is_refused_is_not_the_others(folder, monkeypatch)
     assert (row.count, row.refused) == (ROOM, 53)
 
 
-def test_the_command_compiles_nothing_for_torch(call, folder, tmp_path, monkeypatch):
+def test_the_command_compiles_nothing_for_torch(call, report_of, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("blindformer.parties.client.evaluation.found_or_compiled", None)
     text = tmp_path / "text"
     text.write_text(TEXT)
     words = ("evaluate", folder, "--text", text, "--protocol", "torch", "--tokens", ROOM)
-    code, out, errors = call(*words, "--format", "json")
-    assert code == 0, errors
-    (one,) = json.loads(out)["evaluations"]
+    (one,) = report_of(*words)["evaluations"]
     assert (one["text"], one["windows"], one["plan"]) == (str(text), 2, "")
     code, out, errors = call(*words)
     assert code == 0, errors

@@ -10,7 +10,7 @@ from blindformer.models.artifacts import load_client
 from blindformer.models.loading.huggingface import InputError
 from blindformer.models.loading.load import load
 from blindformer.models.loading.task import Task
-from blindformer.models.loading.windows import word_windows
+from blindformer.models.loading.truncation import word_windows
 from blindformer.parties.client.canaries import CanaryError
 from blindformer.parties.client.pipeline import TASKS
 from blindformer.parties.client.result import Windows

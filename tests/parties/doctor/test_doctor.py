@@ -14,8 +14,8 @@ from blindformer.models.program.two_server import for_two_servers
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.certificates.tls_folder import server_context
 from blindformer.parties.doctor import checks as doctor_checks
+from blindformer.parties.session.ledger import Entry
 from blindformer.parties.session.spool import Spool
-from blindformer.parties.session.spool.ledger import Entry
 from blindformer.parties.transport.handshake import PeerFacts, my_facts
 from blindformer.parties.transport.tls import listen
 from blindformer.tests.pages import free_port

@@ -55,13 +55,6 @@ def test_a_key_that_others_can_read_and_files_that_do_not_belong_together(place,
     (certs / "dealer.key").chmod(0o644)
     check = found(path)["certificate"]
     assert (check.status, "chmod 600" in check.fix) == ("bad", True)
-    make_certificates(tmp_path / "other")
-    shutil.copy(tmp_path / "other" / "dealer.key", certs / "dealer.key")
-    assert "does not belong to" in found(path)["certificate"].found
-    shutil.copy(tmp_path / "other" / "ca.pem", certs / "ca.pem")
-    assert "is not from the CA" in found(path)["certificate"].found
-    (certs / "dealer.pem").unlink()
-    assert "is missing" in found(path)["certificate"].found
     shutil.copy(tmp_path / "all" / "server.pem", certs / "dealer.pem")
     assert "is the certificate of server, not of dealer" in found(path)["certificate"].found
 
@@ -82,8 +75,6 @@ def test_a_certificate_that_was_revoked(place, tmp_path):
     check = found(path)["certificate"]
     assert (check.status, check.fix) == ("bad", "ask whoever runs the CA for a new one")
     assert "dealer.pem was revoked, so others refuse it" in check.found
-    (certs / "revoked.pem").write_text("nonsense")
-    assert "is not one list of revoked certificates" in found(path)["certificate"].found
 
 
 def test_a_clock_that_is_behind_the_certificates(place, tmp_path, monkeypatch):

@@ -16,11 +16,8 @@ TEXT = "how is my password ?"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("weights", ["private", "public"])
-def test_a_dealer_that_does_not_answer_is_named_within_seconds(
-    compiled, tiny_classifier, tmp_path, capfd, how, weights
-):
+def test_a_dealer_that_does_not_answer_is_named_within_seconds(compiled, tiny_classifier, tmp_path, capfd, weights):
     if weights == "public":
         compiled = delegate_folder(tiny_classifier, tmp_path / "open")
     with Deployment(tmp_path, compiled, server={"metrics": "127.0.0.1:0"}, timeout=60) as site:
@@ -33,22 +30,25 @@ def test_a_dealer_that_does_not_answer_is_named_within_seconds(
             def ready():
                 return [site.server.get("/readyz")[0], gateway.http.get("/readyz").status_code]
 
-            assert ask().status_code == 200
-            eventually(lambda: ready() == [200, 200], "server and gateway are ready")
-            for process in [*site.dealer.children(), psutil.Process(site.dealer.pid)]:
-                process.send_signal(how)
-            started = time.monotonic()
-            while (response := ask()).status_code == 200:
-                pass  # by correlations that were made before
-            message = response.json()["error"]["message"]
-            assert (response.status_code, "dealer: " in message, "\n" in message) == (502, True, False), message
-            eventually(lambda: ready() == [503, 503], "neither is ready", patience=SOON)
-            site.server.wait_for("dealer-gone", patience=SOON)
-            assert time.monotonic() - started < SOON
-            assert "dealer: " in next(line for line in capfd.readouterr().err.splitlines() if "party-gone" in line)
-            if how == signal.SIGSTOP:
+            def send(how):
                 for process in [*site.dealer.children(), psutil.Process(site.dealer.pid)]:
-                    process.send_signal(signal.SIGCONT)
-            site.restore()
+                    process.send_signal(how)
+
+            for how in (signal.SIGSTOP, signal.SIGKILL):
+                eventually(lambda: ready() == [200, 200], "server and gateway are ready")
+                assert ask().status_code == 200
+                send(how)
+                started = time.monotonic()
+                while (response := ask()).status_code == 200:
+                    pass  # by correlations that were made before
+                message = response.json()["error"]["message"]
+                assert (response.status_code, "dealer: " in message, "\n" in message) == (502, True, False), message
+                eventually(lambda: ready() == [503, 503], "neither is ready", patience=SOON)
+                site.server.wait_for("dealer-gone", patience=SOON)
+                assert time.monotonic() - started < SOON
+                assert "dealer: " in next(line for line in capfd.readouterr().err.splitlines() if "party-gone" in line)
+                if how == signal.SIGSTOP:
+                    send(signal.SIGCONT)
+                site.restore()
             eventually(lambda: ready() == [200, 200], "both are ready again")
             assert ask().status_code == 200

@@ -11,13 +11,20 @@ from blindformer.models.program.program import Program, ProgramError
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.certificates.tls_folder import fingerprint
 from blindformer.parties.receipts.receipt import Receipt, VouchedSession, issue, stated
-from blindformer.parties.receipts.spending import Consumption
-from blindformer.parties.receipts.statement import PartyStatement, ReceiptError, SessionFacts, Signer, canonical, der
+from blindformer.parties.receipts.statement import (
+    Consumption,
+    PartyStatement,
+    ReceiptError,
+    SessionFacts,
+    Signer,
+    canonical,
+    der,
+)
 from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.parties.session.vouching import FRAME_BYTES, SessionNotes, receive_statements, send_statements
-from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import PeerProtocolError
 from blindformer.tests.parties.session.site import small_case
+from blindformer.tests.shared.memory import memory_pair
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from blindformer.parties.receipts import spending
-from blindformer.parties.receipts.spending import Spending
+from blindformer.parties.receipts import statement
+from blindformer.parties.receipts.statement import Spending
 
 
 def package(powercap: Path, number: int, joules: float, name: str = "package-0", most: float = 1000.0) -> None:
@@ -34,7 +34,7 @@ def test_this_process_has_its_share_of_the_packages_energy(tmp_path, monkeypatch
     package(tmp_path, 1, 5.0, "package-1")
     package(tmp_path, 2, 0.0, "psys")
     busy = iter((100.0, 100.0 + 1e6))
-    monkeypatch.setattr(spending, "_busy_seconds", lambda: next(busy))
+    monkeypatch.setattr(statement, "_busy_seconds", lambda: next(busy))
     alone = iter((0.0, 2e5))
     monkeypatch.setattr(Spending, "_cpu_seconds", lambda self: next(alone))
     spent = Spending(powercap=tmp_path)

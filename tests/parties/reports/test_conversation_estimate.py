@@ -1,7 +1,5 @@
 """What a conversation will cost: bytes and rounds as a session meters them, seconds as a network lets them pass."""
 
-import json
-
 import pytest
 from blindformer.models.generation.decoder import GenerationError
 from blindformer.models.generation.folder import compile_chat_folder
@@ -9,10 +7,10 @@ from blindformer.models.generation.rows import KVState
 from blindformer.models.program.pricing import Network
 from blindformer.parties.reports.estimate import estimate, estimate_conversation
 from blindformer.parties.session.part_runs import passes
-from blindformer.parties.transport.stream import MemoryChannel
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.memory import MemoryChannel
 from blindformer.tests.shared.threads import ThreadParties
 from blindformer.tests.shared.tiny import tiny_llama
 
@@ -99,11 +97,9 @@ def talks(folder, tmp_path_factory):
     return compile_chat_folder(folder, tmp_path_factory.mktemp("compiled"), slots=32)
 
 
-def test_the_command_prices_a_folder_that_compile_wrote(call, talks):
+def test_the_command_prices_a_folder_that_compile_wrote(call, report_of, talks):
     words = ("estimate", talks, "--tokens", 32, "--prompt", 20, "--network", "7,30")
-    code, out, errors = call(*words, "--format", "json")
-    assert code == 0, errors
-    costs = json.loads(out)
+    costs = report_of(*words)
     assert (costs["slots"], costs["plan"], costs["rtt_s"], costs["bandwidth"]) == (32, "faithful", 0.007, 3e7)
     assert [(one["tokens"], one["parts"]) for one in costs["passes"]] == [(1, ["1@32"]), (8, ["8@32"]), (32, ["32@32"])]
     assert (costs["prompt"]["tokens"], costs["prompt"]["parts"]) == (20, ["32@32"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from blindformer.models.program.pricing import Network, price
 from blindformer.parties.client.local import LocalParties
@@ -163,11 +161,9 @@ def test_a_networks_figures_may_be_given():
             find_network(wrong)
 
 
-def test_the_command_takes_a_network_as_doctor_measures_it(call, tiny_classifier):
+def test_the_command_takes_a_network_as_doctor_measures_it(report_of, tiny_classifier):
     network = ("--network", "7,30")
-    code, out, _ = call("estimate", tiny_classifier, "--length", "8", *network, "--format", "json")
-    assert code == 0
-    report = json.loads(out)
+    report = report_of("estimate", tiny_classifier, "--length", "8", *network)
     assert (report["rtt_s"], report["bandwidth"], report["network"]) == (0.007, 3e7, "as given")
     assert report["online_s"] >= 8 * max(report["up"], report["down"]) / 3e7
     assert set(report["compute_s"]) >= {"server_online", "client_online", "dealer_offline"}

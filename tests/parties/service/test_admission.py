@@ -98,11 +98,6 @@ def test_owners_take_turns():
     assert "".join(children[child] for child in order) == "abababab"
 
 
-def test_nobody_is_held_back_while_no_other_waits():
-    admission = make(dict.fromkeys(range(4), "a"), workers=4)
-    assert [admission.want(child) for child in range(4)] == [Go()] * 4
-
-
 def test_the_dead_give_back_what_they_held():
     admission = make({1: "a", 2: "b", 3: "c"})
     for child in (1, 2, 3):

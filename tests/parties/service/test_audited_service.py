@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import pytest
 from blindformer.models.artifacts import load_server
 from blindformer.parties.certificates.issuing import add_certificate
 from blindformer.parties.config import ConfigError, load_settings
-from blindformer.parties.service.deviations import Deviations, DeviationsError, deviations_of
+from blindformer.parties.service.quota import Deviations, DeviationsError, deviations_of
 from blindformer.protocols.errors import PeerDisagrees, PeerRefused
 from blindformer.tests.parties.service.answers import check, clear
 from blindformer.tests.parties.service.test_services import TEXT, client
+from blindformer.tests.parties.session.delegated_site import Lying
 from blindformer.tests.shared.deployment import Deployment, Running
 
 RATE, LIAR = 0.5, "commonName=blindformer liar"
 
 
-class Lying:
-    """A channel to the server that changes the last byte of each frame after the first two: the request for masked
-    weights, and the values of the first run."""
-
-    def __init__(self, channel) -> None:
-        self._channel, self._left = channel, 2
-
-    def __getattr__(self, name):
-        return getattr(self._channel, name)
-
-    def send(self, data) -> None:
-        self._channel.send(self._changed(data))
-
-    def exchange(self, data, size):
-        return self._channel.exchange(self._changed(data), size)
-
-    def _changed(self, data) -> bytearray:
-        self._left -= 1
-        content = bytearray(data)
-        content[-1] ^= self._left < 0
-        return content
+def lie(number: int, frame: bytearray) -> None:
+    """In each frame to the server after the first two: the request for masked weights, and the values of the first
+    run."""
+    frame[-1] ^= number >= 2
 
 
 def audited(site: Deployment) -> Running:
@@ -46,7 +31,7 @@ def audited(site: Deployment) -> Running:
 
 def lie_until_found(site: Deployment, server: Running, part) -> int:
     """How many answers a client gets that lies in all its messages."""
-    with client(site, part, server=server, name="liar", audits=RATE, shaped=Lying) as mine:
+    with client(site, part, server=server, name="liar", audits=RATE, shaped=partial(Lying, change=lie)) as mine:
         for answers in range(100):
             try:
                 mine.party.query(mine.question.sources())

@@ -10,9 +10,9 @@ import pytest
 from blindformer.parties.service.child import Stopping, abort_on_error, become_child, error_location
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.messages import receive_expected
-from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import CorrelationError, PeerError, PeerGone, PeerProtocolError
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.memory import memory_pair
 from blindformer.tests.shared.processes import PROCESSES
 
 

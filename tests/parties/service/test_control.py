@@ -10,7 +10,6 @@ import pytest
 from blindformer.parties.service.child import Control
 from blindformer.parties.service.control import (
     LINE_LIMIT,
-    REPORTS,
     Answered,
     BrokenControl,
     ChildLine,
@@ -139,18 +138,3 @@ def fork_between():
 
 def test_a_child_forks_as_one_thread_and_hears_what_was_said_meanwhile():
     assert alone(fork_between) == [{"go": True}, 7, {"queued": 3}]
-
-
-def test_the_kinds_of_reports_are_these():
-    assert sorted(REPORTS) == [
-        "answered",
-        "failed",
-        "introduced",
-        "keep",
-        "limited",
-        "probing",
-        "release",
-        "storedkeys",
-        "take",
-        "want",
-    ]

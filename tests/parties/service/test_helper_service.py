@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -87,17 +86,6 @@ def test_an_owner_s_certificate_counts_and_nothing_is_sent_beyond_the_limit(site
     site.server.wait_for("limited", peer="client")
     with closing(Owner(site, part)) as owner:
         check(owner.ask(), expected())
-
-
-def test_the_command_line_asks_two_servers(site, part, expected, call, tmp_path):
-    file = site.write_config(tmp_path / "two.toml")
-    file.write_text(f'[session]\ntopology = "helper"\n{file.read_text()}')
-    code, out, errors = call("query", "--config", file, TEXT, "--length", 8, "--format", "json")
-    assert code == 0, errors
-    (answer,) = json.loads(out)["results"]
-    right = part.read(part.encode(TEXT, 8), expected())
-    assert answer["labels"][0]["label"] == right[0]["label"]
-    assert answer["labels"][0]["score"] == pytest.approx(right[0]["score"], abs=0.01)
 
 
 # --- roles -----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import pytest
 from blindformer.models.program.two_server import for_two_servers, owner_traffic
 from blindformer.parties.service.helper import OWNER, SESSION, Rendezvous, relay, serve_owner
 from blindformer.parties.session.compute_slots import LimitReached
-from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import (
     BlindformerError,
     PeerError,
@@ -19,6 +18,7 @@ from blindformer.protocols.errors import (
 )
 from blindformer.tests.models.conftest import make
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.memory import memory_pair
 
 SESSION_ID = "5e" * 16
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from blindformer.models.delegated.manifest import DelegatedModel, prepare
 from blindformer.models.delegated.running import DelegatedRunner
-from blindformer.parties.transport.stream import MemoryChannel
 from blindformer.protocols.channel import Channel
 from blindformer.protocols.delegated import RINGS
 from blindformer.protocols.errors import BlindformerError
+from blindformer.tests.shared.memory import MemoryChannel
 from blindformer.tests.shared.threads import DelegatedThreads
 from torch import Tensor, nn
 

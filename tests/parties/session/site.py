@@ -20,13 +20,13 @@ from blindformer.parties.session.preprocessed import AheadLimits
 from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.parties.session.two_party_server import ServerParty
 from blindformer.parties.transport.handshake import abort, new_session
-from blindformer.parties.transport.stream import MemoryChannel, memory_pair
 from blindformer.protocols.channel import Channel
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.crypten.mesh import Mesh
 from blindformer.protocols.errors import BlindformerError
 from blindformer.protocols.streams import new_seed
 from blindformer.tests.protocols.programs import Case, Data, Draft
+from blindformer.tests.shared.memory import MemoryChannel, memory_pair
 from blindformer.tests.shared.threads import PartyThreads
 
 SECRET = bytes(range(16))

@@ -10,9 +10,9 @@ import time
 import pytest
 from blindformer.models.program.correlations import LARGE
 from blindformer.parties.session.preprocessed import BackgroundTask, Pace, SessionOver, TaskQueue
-from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.beaver.values import Tape
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.memory import memory_pair
 
 IN_TORCH = """
 import threading, torch

@@ -12,14 +12,14 @@ import pytest
 from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.program import Instruction, Program
 from blindformer.parties.session.compute_slots import SlotsBusy
-from blindformer.parties.session.dealing import DealerParty, MemoryPrograms, MemorySeeds, TupleDealer, receive_seed
-from blindformer.parties.session.rendezvous_two import my_hello
-from blindformer.parties.transport.stream import memory_pair
+from blindformer.parties.session.dealing import DealerParty, MemoryPrograms, TupleDealer
+from blindformer.parties.session.rendezvous_two import MemorySeeds, my_hello, receive_seed
 from blindformer.protocols.crypten.calls import layout
 from blindformer.protocols.crypten.tuples import Request
 from blindformer.protocols.errors import PeerGone, PeerProtocolError
 from blindformer.tests.parties.session.site import Turnstile
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.memory import memory_pair
 
 SESSION, SEED = "0f" * 16, bytes(32)
 

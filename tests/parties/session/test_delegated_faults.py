@@ -94,42 +94,21 @@ def _errors(work: Callable[[], None]) -> list[BlindformerError]:
     return []
 
 
-def test_a_client_that_is_killed_in_a_pass_is_gone_for_its_server(drawn):
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "ended by its own model"])
+def test_a_client_that_ends_in_a_pass_is_gone_for_its_server(drawn, killed):
+    """Without a word: the server waits for numbers, and sees a closed connection."""
     site = DelegatedSite()
     client = site.client()
     site.ask(client)
     client.begin(((0, 4), (1, 4), (2, 4)))
     client.call(0, torch.randn(4, WIDE))
-    site.vanish("client")
+    if killed:
+        site.vanish("client")
+    else:
+        client.abandon()
+        assert not client.open
     site.ended()
     error = dict(site.failures)["server"]
     assert isinstance(error, PeerGone)
     assert error.party == "client"
-    site.close()
-
-
-def test_a_pass_that_its_own_model_ends_closes_the_session_without_a_word(drawn):
-    """The server waits for numbers: it sees a closed connection, as of any client that is gone."""
-    site = DelegatedSite()
-    client = site.client()
-    site.ask(client)
-    client.begin(((0, 4), (1, 4), (2, 4)))
-    client.call(0, torch.randn(4, WIDE))
-    client.abandon()
-    assert not client.open
-    site.ended()
-    error = dict(site.failures)["server"]
-    assert isinstance(error, PeerGone)
-    assert error.party == "client"
-    site.close()
-
-
-def test_a_client_that_leaves_between_passes_says_goodbye(drawn):
-    site = DelegatedSite()
-    client = site.client()
-    site.ask(client)
-    client.prepare()
-    client.close()
-    client.close()
-    assert site.ended() == []
     site.close()

@@ -14,9 +14,9 @@ from blindformer.parties.session.delegated_client import DelegatingClient
 from blindformer.parties.session.delegated_server import BLOCKS, DelegatedServer
 from blindformer.parties.session.delegation import MOST_CALLS, MOST_RUNS, MOST_SEQUENCES, DelegatedDealer, PublicWeights
 from blindformer.parties.session.spool import Spool
-from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError
 from blindformer.tests.parties.session.delegated_site import OUT, WIDE, DelegatedSite, small
+from blindformer.tests.shared.memory import memory_pair
 
 MEMORY = 1_000_000
 LARGE = 2**31 - 1
@@ -193,23 +193,17 @@ def test_a_number_is_used_once(second, runs):
     hostile.refused(OUT_OF_ORDER)
 
 
-@pytest.mark.parametrize("size", [0, 4 * 4 * OUT - 4, 4 * 4 * OUT + 4])
-def test_an_input_of_another_size_ends_the_session(size):
+@pytest.mark.parametrize("size", [0, 4 * 4 * OUT - 4, 4 * 4 * OUT + 4, None])
+def test_an_input_of_another_size_or_a_message_in_its_place_ends_the_session(size):
     hostile = Hostile()
     hostile.live()
     hostile.say(declared([2, 4]), {"query": 0, "sequence": 0})
     hostile.channel.recv_message()
-    hostile.channel.send(bytes(size))
-    hostile.refused(f"{size}")
-
-
-def test_a_message_in_the_place_of_an_input_ends_the_session():
-    hostile = Hostile()
-    hostile.live()
-    hostile.say(declared([2, 4]), {"query": 0, "sequence": 0})
-    hostile.channel.recv_message()
-    hostile.say({"bye": True})
-    hostile.refused("")
+    if size is None:
+        hostile.say({"bye": True})
+    else:
+        hostile.channel.send(bytes(size))
+    hostile.refused("" if size is None else f"{size}")
 
 
 def test_blocks_that_are_dropped_leave_no_more_than_are_allowed(monkeypatch):

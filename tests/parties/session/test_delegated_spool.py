@@ -17,8 +17,8 @@ from blindformer.parties.session import delegated_client
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.delegated_server import DelegatedServer
 from blindformer.parties.session.delegation import PublicWeights, corrections_bytes
+from blindformer.parties.session.ledger import Entry, Ledger
 from blindformer.parties.session.spool import Spool, SpoolError
-from blindformer.parties.session.spool.ledger import Entry, Ledger
 from blindformer.protocols.errors import PeerDeviated, PeerError, PeerGone
 from blindformer.tests.parties.session.delegated_site import WIDE, DelegatedSite
 from blindformer.tests.parties.session.site import Turnstile

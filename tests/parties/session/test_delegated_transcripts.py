@@ -10,8 +10,7 @@ import pytest
 import torch
 from blindformer.parties.session import delegated_client, delegation
 from blindformer.protocols.delegated import RINGS
-from blindformer.protocols.delegated.arithmetic import unpack_ring
-from blindformer.protocols.delegated.masks import PassMasks
+from blindformer.protocols.delegated.arithmetic import PassMasks, unpack_ring
 from blindformer.tests.parties.session.delegated_site import WIDE, DelegatedSite
 from blindformer.tests.uniformity import ALARM, difference, log_p_values, sample
 

@@ -14,12 +14,12 @@ from blindformer.models.program.pricing import price
 from blindformer.models.program.two_server import for_two_servers, owner_traffic
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.helper_topology import HelperParty, OwnerShares, part_of
-from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import PeerError, PeerProtocolError, PeerRefused
 from blindformer.tests.models.conftest import make
 from blindformer.tests.parties.session.site import ROLES, Site, Turnstile, assert_fresh
 from blindformer.tests.protocols.programs import Case, handed_over
+from blindformer.tests.shared.memory import memory_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -109,7 +109,7 @@ def test_a_query_that_is_turned_away_has_sent_nothing_and_may_be_another(site, o
 @pytest.mark.parametrize("party", ["server", "helper"])
 def test_who_waits_hears_that_the_others_live(case, owner_of, party):
     """Longer than the timeout: a silence would be taken for death."""
-    site, slot_freed, heard = Site(handed_over(case), timeout=1.5), threading.Event(), []
+    site, slot_freed, heard = Site(handed_over(case), timeout=3.0), threading.Event(), []
 
     def waiting(message: dict) -> None:
         heard.append(message)

@@ -22,7 +22,6 @@ from blindformer.parties.session.masked_weights import (
     as_tensor,
     load_secret,
     read_keys,
-    serve_parts,
 )
 from blindformer.parties.session.weight_transfer import MaskedCache, MaskedModel, masked_files, masked_models
 from blindformer.protocols.errors import PeerDisagrees, PeerError
@@ -172,13 +171,6 @@ def test_other_weights_than_announced_are_refused(site):
     site.served.masked.packed = lambda name: honest(name)[:-1] + b"!"
     with pytest.raises(PeerError, match="server: sent other weights than it announced"), site.client():
         pass
-
-
-def test_a_server_offers_programs_by_hash(case):
-    other = replace(case, program=case.program.model_copy(update={"model": "another"}))
-    served = serve_parts([case, other], SECRET)
-    assert set(served) == {case.program.hash(), other.program.hash()}
-    assert len({part.masked.catalogue.commitment for part in served.values()}) == 1  # the same weights
 
 
 # --- the server's secret ----------------------------------------------------------------------------------------------

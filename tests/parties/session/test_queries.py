@@ -108,7 +108,7 @@ def test_who_waits_for_the_dealer_hears_signs_of_life(case):
         if len(heard) == 4:  # longer than the client would have waited in silence
             dealer_may_go.set()
 
-    site = Slow(case, timeout=1.5)
+    site = Slow(case, timeout=3.0)
     with site.client(waiting=waiting) as party:
         site.ask(party)
     site.end()
@@ -153,12 +153,6 @@ def test_when_the_dealer_dies_both_others_know_who_it_was(site):
         with pytest.raises(PeerError, match="dealer: closed the connection"):
             site.ask(party)
     assert {error.party for error in site.errors() if isinstance(error, PeerError)} <= {"dealer", "server"}
-
-
-def test_without_a_dealer_a_query_is_a_clear_error(site):
-    site.dealer_up = False
-    with pytest.raises(ConnectionRefusedError), site.client():
-        pass
 
 
 class Counter:

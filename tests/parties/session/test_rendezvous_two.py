@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import pytest
 from blindformer.parties.certificates.tls_folder import client_context, server_context
-from blindformer.parties.session.dealing import MemorySeeds, receive_seed
-from blindformer.parties.session.masked_weights import serve_parts
-from blindformer.parties.session.rendezvous_two import meet_as_dealer, meet_client, my_hello, seed_dealer
-from blindformer.parties.transport.handshake import greet, hello, meet, new_session
+from blindformer.parties.session.rendezvous_two import (
+    MemorySeeds,
+    meet_as_dealer,
+    my_hello,
+    receive_seed,
+    seed_dealer,
+)
+from blindformer.parties.transport.handshake import answer_of, greet, hello, meet, new_session
 from blindformer.parties.transport.tls import dial, listen
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerProtocolError, PeerRefused, PeerTimeout
-from blindformer.tests.parties.session.site import SECRET, small_case
+from blindformer.tests.parties.session.site import small_case
 from blindformer.tests.patience import PATIENCE
 
 CASE = small_case()
 OTHER = CASE.program.model_copy(update={"model": "another"})
 SESSION = "0f" * 16
-
-
-@pytest.fixture
-def served():
-    return serve_parts([CASE], SECRET)
 
 
 @pytest.fixture
@@ -47,13 +46,22 @@ def wait_for(listener, roles, greeting, aside):
     return aside(met)
 
 
+def answering(*programs, config="", first=False):
+    """How a server of these programs greets a client; `first`: whose first message it has read before."""
+    hellos = {program.hash(): my_hello(program, "server", config=config) for program in programs}
+
+    def answer(channel):
+        return greet(channel, lambda theirs: answer_of(hellos, theirs), 20, channel.recv_message() if first else None)
+
+    return answer
+
+
 @at("server")
-def test_a_client_finds_the_server_and_its_program(listener, certificates, served, aside):
-    met = wait_for(listener, {"client"}, lambda channel: meet_client(channel, served, 20), aside)
+def test_a_client_finds_the_server_and_its_program(listener, certificates, aside):
+    met = wait_for(listener, {"client"}, answering(CASE.program), aside)
     mine = my_hello(CASE.program, "client", new_session())
     channel = meet(listener.address, client_context(certificates, "client"), "server", mine, 20)
-    theirs, (part, hello) = met.result(PATIENCE)
-    assert part is served[CASE.program.hash()]
+    theirs, hello = met.result(PATIENCE)
     assert hello == mine
     assert (channel.timeout, theirs.timeout) == (20, 20)
     assert len(theirs.certificate.fingerprint) == 64
@@ -65,16 +73,12 @@ def test_a_client_finds_the_server_and_its_program(listener, certificates, serve
 
 @at("server")
 def test_one_of_several_programs_is_chosen_by_its_hash(listener, certificates, aside):
-    class Part:
-        program, weights, constants, parts = OTHER, CASE.weights, CASE.constants, CASE.parts
-
-    served = serve_parts([CASE, Part], SECRET)
     for program in (OTHER, CASE.program):
-        met = wait_for(listener, {"client"}, lambda channel: meet_client(channel, served, 20), aside)
+        met = wait_for(listener, {"client"}, answering(OTHER, CASE.program), aside)
         mine = my_hello(program, "client", new_session())
         meet(listener.address, client_context(certificates, "client"), "server", mine, 20).close()
-        channel, (part, _) = met.result(PATIENCE)
-        assert part.program == program
+        channel, hello = met.result(PATIENCE)
+        assert hello.program == program.hash()
         channel.close()
 
 
@@ -87,8 +91,8 @@ def test_one_of_several_programs_is_chosen_by_its_hash(listener, certificates, a
         ({"config": "ab" * 32}, "has config"),
     ],
 )
-def test_a_disagreement_is_told_on_both_sides(listener, certificates, served, aside, changed, what):
-    met = wait_for(listener, {"client"}, lambda c: meet_client(c, served, 20, config="cd" * 32), aside)
+def test_a_disagreement_is_told_on_both_sides(listener, certificates, aside, changed, what):
+    met = wait_for(listener, {"client"}, answering(CASE.program, config="cd" * 32), aside)
     mine = my_hello(CASE.program, "client", new_session()).model_copy(update=changed)
     with pytest.raises(PeerDisagrees, match=f"server: {what}"):
         meet(listener.address, client_context(certificates, "client"), "server", mine, 20)
@@ -174,14 +178,11 @@ def test_a_dealer_that_does_not_acknowledge_is_an_error(listener, certificates, 
 
 
 @at("server")
-def test_a_first_message_may_have_been_read_already(listener, certificates, served, aside):
-    def look_first(channel):
-        return meet_client(channel, served, 20, first=channel.recv_message())
-
-    met = wait_for(listener, {"client"}, look_first, aside)
+def test_a_first_message_may_have_been_read_already(listener, certificates, aside):
+    met = wait_for(listener, {"client"}, answering(CASE.program, first=True), aside)
     mine = my_hello(CASE.program, "client", new_session())
     meet(listener.address, client_context(certificates, "client"), "server", mine, 20).close()
-    channel, (_, hello) = met.result(PATIENCE)
+    channel, hello = met.result(PATIENCE)
     assert hello == mine
     channel.close()
 

@@ -8,17 +8,16 @@ import time
 import numpy as np
 import pytest
 from blindformer.parties.transport.frames import error_message, send_error
-from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.channel import Channel
 from blindformer.protocols.errors import (
     PeerDisagrees,
-    PeerError,
     PeerGone,
     PeerProtocolError,
     PeerRefused,
     PeerTimeout,
 )
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.memory import memory_pair
 
 
 def send_until_it_fails(channel: Channel) -> None:
@@ -199,13 +198,3 @@ def test_memory_records_what_a_party_saw():
     server.recv(3)
     client.recv(20)
     assert seen == [b"abc"]
-
-
-def test_every_peer_error_is_one_line(make_pair):
-    server, client = make_pair()
-    client.send(b"1")
-    with pytest.raises(PeerError) as caught:
-        server.recv(2)
-    assert "\n" not in str(caught.value)
-    assert caught.value.party == "client"
-    assert caught.value.remedy

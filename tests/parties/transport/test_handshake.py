@@ -13,9 +13,9 @@ from blindformer.parties.transport.handshake import (
     my_facts,
     probe,
 )
-from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.errors import PeerDisagrees, PeerProtocolError, PeerRefused
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.memory import memory_pair
 from blindformer.versions import my_version, spoken_version
 
 SERVER = Hello(

@@ -7,10 +7,10 @@ import time
 import pytest
 from blindformer.models.program.pricing import Network
 from blindformer.parties.transport.shaping import Link, ShapedChannel, on_the_wire
-from blindformer.parties.transport.stream import memory_pair
 from blindformer.protocols.channel import Channel
 from blindformer.protocols.errors import PeerGone, PeerProtocolError, PeerTimeout
 from blindformer.tests.patience import PATIENCE
+from blindformer.tests.shared.memory import memory_pair
 
 FREE = Network("free", 0.0, 1e15)
 NOISE = bytes(range(256)) * 4096  # 1 MiB

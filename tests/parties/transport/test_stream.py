@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 import tracemalloc
 
 import pytest
-from blindformer.parties.transport.stream import PlainWire, StreamChannel
+from blindformer.parties.transport import stream
+from blindformer.parties.transport.frames import TENSOR, pack_header
+from blindformer.parties.transport.stream import SPIN_SECONDS, PlainWire, Readiness, StreamChannel
 from blindformer.protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
 from blindformer.tests.parties.transport.test_channel import send_until_it_fails
 from blindformer.tests.patience import PATIENCE
@@ -71,7 +74,7 @@ def test_a_peer_that_takes_nothing_times_out(raw_pair, sizes, what):
 
 
 def test_a_frame_that_trickles_ends_though_it_never_stands_still(raw_pair):
-    channel, raw = raw_pair(timeout=0.4)
+    channel, raw = raw_pair(timeout=2)
     stop = threading.Event()
 
     def trickle() -> None:
@@ -160,3 +163,79 @@ def test_a_valid_frame_split_anywhere_is_the_same_frame(raw_pair):
         raw.sendall(frame[:cut])
         raw.sendall(frame[cut:] + os.urandom(3))
         assert channel.recv(5) == b"abcde"
+
+
+# A wait ends when there is something to do, or at its deadline, and spins only where that pays.
+
+
+@pytest.fixture
+def pair():
+    a, b = socket.socketpair()
+    with a, b:
+        yield a, b
+
+
+@pytest.mark.parametrize("spin", [True, False])
+def test_it_ends_with_the_first_byte_or_at_the_deadline(pair, spin):
+    waiting = Readiness(pair[0].fileno())
+    assert not waiting.wait(True, False, time.monotonic() + 0.02, spin)
+    assert waiting.wait(False, True, time.monotonic() + PATIENCE, spin)
+    threading.Timer(0.01, pair[1].send, [b"a"]).start()
+    started = time.monotonic()
+    assert waiting.wait(True, False, started + PATIENCE, spin)
+    assert time.monotonic() - started < PATIENCE / 2
+
+
+def test_only_after_a_prompt_answer_does_it_spin(pair, monkeypatch):
+    monkeypatch.setattr(stream, "CAN_SPIN", True)
+    spins = list[float]()
+    spin_once = Readiness._spin
+    monkeypatch.setattr(Readiness, "_spin", lambda self, start: spins.append(start) or spin_once(self, start))
+    waiting = Readiness(pair[0].fileno())
+
+    def wait(spin: bool = True) -> int:
+        waiting._block_until = 0.0  # whatever else this machine runs
+        waiting.wait(True, False, time.monotonic() + 5 * SPIN_SECONDS, spin)
+        return len(spins)
+
+    assert (wait(False), wait(), wait()) == (0, 1, 1)  # the first small frame came late: the second wait blocks
+    pair[1].send(b"a")
+    assert (wait(), wait()) == (1, 2)
+
+
+def test_it_blocks_while_others_want_the_core(pair, monkeypatch):
+    class Usage:
+        ru_nivcsw = 0
+
+    def others(_who: int) -> Usage:
+        Usage.ru_nivcsw += 1
+        return Usage()
+
+    monkeypatch.setattr(stream, "getrusage", others)
+    waiting = Readiness(pair[0].fileno())
+    waiting._spin(time.monotonic())
+    assert waiting._block_until > time.monotonic()
+
+
+def test_a_frame_that_comes_byte_by_byte_is_spun_for_once(pair, monkeypatch):
+    spins = list[bool]()
+    wait = Readiness.wait
+
+    def counted(self: Readiness, reading: bool, writing: bool, deadline: float, spin: bool) -> bool:
+        spins.append(spin)
+        return wait(self, reading, writing, deadline, spin)
+
+    monkeypatch.setattr(Readiness, "wait", counted)
+    channel = StreamChannel(PlainWire(pair[0]), "client", 5)
+    frame = pack_header(TENSOR, 8) + bytes(8)
+
+    def trickle() -> None:
+        for byte in frame:
+            time.sleep(0.002)
+            pair[1].send(bytes([byte]))
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    assert channel.recv(8) == bytes(8)
+    thread.join()
+    assert spins.count(True) == 1 < len(spins)

@@ -16,8 +16,7 @@ import pytest
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates, revoke
 from blindformer.parties.certificates.tls_folder import client_context, server_context
 from blindformer.parties.transport.frames import MESSAGE, pack_header
-from blindformer.parties.transport.stream import NOT_TLS_ALERT
-from blindformer.parties.transport.tls import TlsChannel, dial, listen, role_of, welcome
+from blindformer.parties.transport.tls import NOT_TLS_ALERT, TlsChannel, dial, listen, role_of, welcome
 from blindformer.protocols.errors import PeerError, PeerGone, PeerRefused, PeerTimeout
 from blindformer.tests.pages import free_port
 from blindformer.tests.parties.transport.conftest import listening, stranger_context

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from blindformer.parties.session.preprocessed import query_key
-from blindformer.protocols.delegated.masks import PassMasks
+from blindformer.protocols.delegated.arithmetic import PassMasks
 from blindformer.protocols.streams import KeyStream, new_seed
 from blindformer.tests.uniformity import ALARM, log_p_values, sample
 from hypothesis import given

@@ -20,8 +20,8 @@ from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.client.client import EncryptedClient
 from blindformer.parties.config import parse_address
 from blindformer.parties.service.local_options import LocalOptions
-from blindformer.parties.session.encrypted_queries import EncryptingClient, encrypted_hello
-from blindformer.parties.transport.handshake import meet, new_session
+from blindformer.parties.session.encrypted_queries import PROTOCOL, EncryptingClient
+from blindformer.parties.transport.handshake import make_hello, meet, new_session
 from blindformer.protocols.ckks.parameters import DEVIATION
 from blindformer.tests.parties.service.answers import clear
 from blindformer.tests.protocols.test_ckks import small
@@ -118,7 +118,7 @@ def keyed(client):
 def connect(site, name="", role="client"):
     """A session of this certificate."""
     facts = load_client(site.made.folder).for_length().circuit.facts
-    mine = encrypted_hello(facts, "client", new_session())
+    mine = make_hello("client", PROTOCOL, facts.hash(), new_session())
     context = client_context(site.made.certificates, role, name)
     session = EncryptingClient(meet(parse_address(site.address), context, "server", mine, 60), facts)
     session.set_up()

@@ -17,12 +17,10 @@ from blindformer.tests.parties.service.answers import clear
 from blindformer.tests.parties.service.encrypted.conftest import TEXTS
 
 
-def test_query_answers_as_the_library_does(call, site, tmp_path):
+def test_query_answers_as_the_library_does(call, report_of, site, tmp_path):
     common = ("query", site.made.folder, "--protocol", "ckks", "--server", site.address, "--certs",
               site.made.certificates, "--any-ring", "--keys", tmp_path)  # fmt: skip
-    code, out, errors = call(*common, *TEXTS[:2], "--format", "json")
-    assert code == 0, errors
-    report = json.loads(out)
+    report = report_of(*common, *TEXTS[:2])
     assert (report["protocol"], report["plan"], len(report["results"])) == ("ckks", "he", 2)
     assert report["setup_bytes"] > 0
     code, out, errors = call(*common, TEXTS[0])
@@ -105,7 +103,7 @@ def test_a_program_for_several_texts_answers_one(made):
 
 
 @pytest.mark.slow
-def test_run_encrypts_at_128_bits(call, tmp_path):
+def test_run_encrypts_at_128_bits(report_of, tmp_path):
     """A classifier of one layer, of a real server on this machine."""
     import torch
     from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
@@ -115,9 +113,6 @@ def test_run_encrypts_at_128_bits(call, tmp_path):
     config = tiny_config(num_labels=3, hidden_size=16, intermediate_size=16, initializer_range=0.2)
     BertForSequenceClassification(config).save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
-    code, out, errors = call("run", tmp_path, *TEXTS[:3], "--plan", "he", "--protocol", "ckks", "--length", "8",
-                             "--format", "json")  # fmt: skip
-    assert code == 0, errors
-    report = json.loads(out)
+    report = report_of("run", tmp_path, *TEXTS[:3], "--plan", "he", "--protocol", "ckks", "--length", "8")
     assert report["protocol"] == "ckks"
     assert (report["rounds"], report["texts_a_query"], len(report["results"])) == (1, 3, 3)

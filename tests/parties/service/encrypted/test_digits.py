@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -61,11 +60,9 @@ def test_digits_are_read_from_ciphertexts_as_clear_reads_them(compiled):
 
 
 @pytest.mark.slow
-def test_evaluate_judges_through_ciphertexts(call):
-    code, out, errors = call("evaluate", MODEL, "--data", "digits", "--protocol", "torch,clear,ckks", "--private", "10",
-                             "--format", "json")  # fmt: skip
-    assert code == 0, errors
-    (evaluation,) = json.loads(out)["evaluations"]
+def test_evaluate_judges_through_ciphertexts(report_of):
+    asked = ("evaluate", MODEL, "--data", "digits", "--protocol", "torch,clear,ckks", "--private", "10")
+    (evaluation,) = report_of(*asked)["evaluations"]
     *_, trained, clear, ckks = evaluation["rows"]
     assert trained["accuracy"]["value"] > 0.94 < clear["accuracy"]["value"]
     assert (ckks["protocol"], ckks["count"], ckks["agreement"]["clear"]["value"]) == ("ckks", 10, 1.0)

@@ -239,7 +239,7 @@ def test_a_client_that_leaves_stops_its_query(site, client, keyed):
 
 
 def test_a_query_that_takes_too_long_is_ended(made):
-    with Site(made, workers=1, query_seconds=3) as site, site.client() as client:
+    with Site(made, workers=1, query_seconds=8) as site, site.client() as client:
         client.query(TEXTS[0])
         (process,) = processes(site)
         process.suspend()

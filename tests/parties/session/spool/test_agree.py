@@ -10,11 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from blindformer.parties.session import ledger as ledgers
 from blindformer.parties.session import masked_weights as secrets_
-from blindformer.parties.session.spool import Spool, SpoolError
-from blindformer.parties.session.spool import ledger as ledgers
-from blindformer.parties.session.spool import spool as stores
-from blindformer.parties.session.spool.spool import Missing, Proposals, Ref, answer_proposal
+from blindformer.parties.session import spool as stores
+from blindformer.parties.session.spool import Missing, Proposals, Ref, Spool, SpoolError, answer_proposal
 from blindformer.tests.parties.session.spool.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, add_both, key_of, make_pair
 from blindformer.tests.parties.statements import at_each_statement
 from blindformer.tests.shared.postgres import Postgres

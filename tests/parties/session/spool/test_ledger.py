@@ -13,9 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from blindformer.parties.session.spool import SpoolError, audit_tag
-from blindformer.parties.session.spool import ledger as ledgers
-from blindformer.parties.session.spool.ledger import Entry, Ledger
+from blindformer.parties.session import ledger as ledgers
+from blindformer.parties.session.ledger import Entry, Ledger, SpoolError, audit_tag
 from blindformer.protocols.errors import CorrelationError
 from blindformer.tests.parties.session.spool.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, key_of
 from blindformer.tests.parties.statements import at_each_statement
@@ -301,7 +300,7 @@ def test_threads_that_take_at_once_share_nothing(ledger):
 TAKER = """
 import sys
 from pathlib import Path
-from blindformer.parties.session.spool.ledger import Ledger
+from blindformer.parties.session.ledger import Ledger
 ledger, session = Ledger(Path(sys.argv[1])), sys.argv[2]
 print("ready", flush=True)
 sys.stdin.readline()

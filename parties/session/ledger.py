@@ -52,11 +52,11 @@ from sqlalchemy import (
     update,
 )
 
-from ....files import sync, whole_file
-from ....protocols.errors import BlindformerError, CorrelationError
-from ....protocols.seeds import SEED_BYTES
-from ....versions import PROTOCOL
-from ...database import Database
+from ...files import sync, whole_file
+from ...protocols.errors import BlindformerError, CorrelationError
+from ...protocols.seeds import SEED_BYTES
+from ...versions import PROTOCOL
+from ..database import Database
 
 _NONE = bytes(SEED_BYTES)
 
