@@ -156,6 +156,8 @@ class CheckedCommand(TyperCommand):
             text = next((one.help for one in metadata if isinstance(one, ParameterInfo)), None)
             parameter.help = (text or "") + "".join(map(str, rules))  # type: ignore[attr-defined]
 
+        self._run, self.callback = self.callback or (lambda **_: None), self._run_checked
+
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         words = args[: args.index("--")] if "--" in args else args
         retired.refuse_retired(self.name, words)
@@ -172,6 +174,13 @@ class CheckedCommand(TyperCommand):
     def invoke(self, ctx: typer.Context) -> Any:
         check(ctx)
         return super().invoke(ctx)
+
+    def _run_checked(self, **given: Any) -> Any:
+        for name, checks in self.checks.items():
+            for text in _texts(given.get(name)):
+                for passes in checks:
+                    passes(text)
+        return self._run(**given)
 
 
 class CommandLine(TyperGroup):
@@ -206,8 +215,6 @@ def check(ctx: typer.Context, **settled: Any) -> None:
                 raise BlindformerError(
                     f"{name}: is not UTF-8 text (byte {place}), and no file's name; write it in UTF-8, or give a file"
                 )
-            for passes in command.checks[str(parameter.name)]:
-                passes(text)
         for rule in command.rules[str(parameter.name)]:
             if fault := rule.fault(name, given):
                 raise BlindformerError(fault)
