@@ -166,7 +166,7 @@ def test_what_can_be_seen_before_is_said_before_anything_is_loaded(refused, monk
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("train {model} --data absent", "absent: no such file or folder, and no data set of that name"),
+        ("train {model} --data absent", "absent: no such file, folder or data set"),
         ("train {model} --data uci --out {model}", "holds a model already; give a new folder"),
         ("distill --teacher {model} --data absent --out o", "absent: no such file or folder"),
         ("tune {model} --data absent", "absent: no such file or folder"),
