@@ -89,8 +89,8 @@ def check(model: nn.Module, batches: Iterable[Batch], plan: Plan, progress: Prog
         fitted = plan.widened(site)
         expected = "was not calibrated" if fitted is None else f"is fitted to [{fitted[0]:.4g}, {fitted[1]:.4g}]"
         raise CalibrationError(
-            f"activations outside the calibrated range at {len(left)} sites, first {site}: "
-            f"saw [{low:.4g}, {high:.4g}], {expected}; calibrate on inputs like these or raise the margin"
+            f"{len(left)} sites left the calibrated range, first {site}: saw [{low:.4g}, {high:.4g}], "
+            f"{expected}; calibrate on such inputs"
         )
 
 

@@ -56,8 +56,8 @@ def _softmax(overrides: Overrides, func: Any, input: Tensor, dim: Any = None, *r
         return exact()
     if chosen.features:
         raise PlanError(
-            f"{site}: softmax {chosen.name} needs queries and keys, and this model computes scores of its own; load it "
-            "with attn_implementation='sdpa', or choose another softmax"
+            f"{site}: softmax {chosen.name} needs queries and keys; load the model with "
+            "attn_implementation='sdpa', or use another"
         )
     last = dim in (-1, x.dim() - 1)
     keep, scores = keep_and_scores(x if last else x.transpose(dim, -1))

@@ -39,8 +39,8 @@ def deal(labels: Sequence[int], clients: int, alpha: float, seed: int) -> list[l
         if min(map(len, parts)) >= LEAST:
             return parts
     raise FederateError(
-        f"alpha {alpha:g}: in {_TRIES} draws some client of {clients} had fewer than {LEAST} examples; "
-        "raise alpha, or give fewer clients"
+        f"alpha {alpha:g}: some of {clients} clients always had fewer than {LEAST} examples; raise "
+        "alpha, or use fewer clients"
     )
 
 

@@ -202,8 +202,7 @@ class Federation:
         kept, state = stored
         if state["fingerprint"] != self.settings.fingerprint():
             raise FederateError(
-                f"{self.work}: belongs to a run with other settings, or of another version; "
-                "give another folder, or remove this one"
+                f"{self.work}: belongs to a run with other settings or version; give another folder, or remove it"
             )
         self.subject.set({n.removeprefix("model."): t for n, t in kept.items() if n.startswith("model.")})
         remember(strategy, {n.removeprefix("strategy."): t for n, t in kept.items() if n.startswith("strategy.")})

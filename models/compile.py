@@ -130,8 +130,7 @@ def decode_outputs(program: Program, outputs: Mapping[str, Tensor]) -> dict[str,
         # 4 to 8 times what was seen, as the bound is a power of two.
         if item.bound and real.numel() and float(real.abs().max()) > 4 * item.bound + ROUNDING:
             raise AnswerOutOfRange(
-                f"{name}: the answer is far outside the calibrated range, so it may be wrong; this input is unlike the "
-                "calibration inputs: calibrate on inputs like it"
+                f"{name}: the answer is far outside the calibrated range; calibrate on inputs like this one"
             )
         kind = getattr(torch, program.types.get(name, "float32"))
         decoded[name] = real.round().to(kind) if name in program.types else real.float()

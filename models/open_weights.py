@@ -55,8 +55,8 @@ class OpenWeights:
             if private and (given := _also_called(tensors, [name]) & set(released)):
                 other = "" if name in given else f", as {min(given)},"
                 raise WeightsError(
-                    f"{name}: is private by name, but clients would get it{other} with the embedding block; compile "
-                    "with --embedding private"
+                    f"{name}: private, but clients would get it{other} with the embedding block; compile with "
+                    "--embedding private"
                 )
 
     def parameters(self, names: Iterable[str]) -> frozenset[str] | None:
@@ -86,8 +86,8 @@ class OpenWeights:
             )
         if left := [name for name, owner in owners.items() if not owner]:
             raise WeightsError(
-                f"weights: neither public nor private is said of {_listed(left, self.inside)}; add a pattern that "
-                "matches, or say whose the rest is (--weights private)"
+                f"weights: no pattern matches {_listed(left, self.inside)}; add one, or name the owner of the "
+                "rest (--weights private)"
             )
         if PRIVATE not in owners.values():
             owners |= dict.fromkeys(computed, PUBLIC)

@@ -90,6 +90,5 @@ def check_room(needed: float, device: torch.device, what: str) -> None:
     """Errors: DeviceError where so many bytes are not free."""
     if needed > (free := room(device)):
         raise DeviceError(
-            f"device {device}: {what} take {needed / _GB:.3g} GB, and {free / _GB:.3g} GB are free; "
-            "use another device, or leave --device out"
+            f"device {device}: {what} take {needed / _GB:.3g} GB, {free / _GB:.3g} GB are free; use another device"
         )

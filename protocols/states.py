@@ -98,8 +98,7 @@ class RunStates:
             self.states.reach = max(self.states.reach, shape[-2])
         elif rows > shape[-2]:
             raise StateError(
-                f"state {name}: holds {rows} rows, and the program has room for {shape[-2]}; "
-                "start a new session, or compile the model for more"
+                f"state {name}: {rows} rows exceed the program's {shape[-2]}; start a new session, or compile for more"
             )
         if whole:
             if rows:

@@ -65,9 +65,8 @@ def _places(folder: str | Path, name: str, more: Mapping[str, Path]) -> dict[str
             other = whose.setdefault(program.hash(), adapter)
             if other != adapter:
                 raise ArtifactError(
-                    f"adapter {adapter}: has the same program as {f'adapter {other}' if other else 'the base'}, so a "
-                    "client of one could be answered by the other; compile it under a name of its own: "
-                    "--adapter NAME=FOLDER"
+                    f"adapter {adapter}: has the program of {f'adapter {other}' if other else 'the base'}; compile "
+                    "it under another name: --adapter NAME=FOLDER"
                 )
     return places
 

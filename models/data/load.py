@@ -131,8 +131,7 @@ def _read_path(
     if path.is_file():
         return read_file(path, text, label, encoding, skip_bad)
     raise DataError(
-        f"{path}: no such file or folder, and no data set of that name; give a table (CSV, TSV, JSON lines, Parquet), "
-        f"a folder that the library datasets wrote, or one of {', '.join(known)}"
+        f"{path}: no such file, folder or data set; give a table, a folder of datasets, or one of {', '.join(known)}"
     )
 
 

@@ -66,8 +66,8 @@ class DelegatedRows:
         """
         if len(ids) > self.slots - self.rows:
             raise GenerationError(
-                f"conversation: {self.rows} tokens and {len(ids)} more do not fit the {self.slots} that the model "
-                "takes; begin a new one, or shorten it"
+                f"conversation: {self.rows} + {len(ids)} tokens exceed the model's {self.slots}; begin a new "
+                "one, or shorten it"
             )
         count = len(ids) if wanted is None else wanted
         logits = self._attempt(lambda carrier: self._pass(carrier, list(ids), count == 1))

@@ -62,8 +62,7 @@ def storing(what: str) -> Iterator[None]:
         text = str(error)
         if number in _FULL or any(f"os error {n}" in text for n in _FULL):
             raise DistillError(
-                f"{what}: no space left to write it; the last checkpoint is whole: free some space and run the same "
-                "command again"
+                f"{what}: no space left; free some and run the command again: the last checkpoint is complete"
             ) from None
         raise DistillError(f"{what}: cannot be written ({getattr(error, 'strerror', None) or text})") from None
 

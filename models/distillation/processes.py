@@ -174,6 +174,6 @@ def _naming_the_lost() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ProcessLost(
-            f"another process of this training has ended ({first_line(error, 80)}); run the same command again: it "
-            "goes on from the last checkpoint"
+            f"another training process ended ({first_line(error, 80)}); run the command again: it resumes "
+            "at the last checkpoint"
         ) from None

@@ -29,8 +29,8 @@ def check_teaches(loaded: Loaded) -> None:
     own = loaded.plan()
     if own is not None and own.needs_distillation():
         raise DistillError(
-            f"{loaded.name}: was trained for plan {own.name}, and a teacher computes with torch's own functions; "
-            "give the model that taught it"
+            f"{loaded.name}: was trained for plan {own.name}; give its teacher, which computes with "
+            "torch's own functions"
         )
 
 

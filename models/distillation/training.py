@@ -230,8 +230,8 @@ def _resume(
     tensors, state = stored
     if state.pop("fingerprint") != fingerprint:
         raise DistillError(
-            f"{file}: belongs to a run with other settings, data or teacher, or with another number of processes; give "
-            "another folder, or remove this one"
+            f"{file}: belongs to a run with other settings, data, teacher or processes; give another "
+            "folder, or remove it"
         )
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -188,8 +188,8 @@ class Conversation:
         length = len(ids) - self.rows.prefix
         if length >= self.rows.slots:
             raise GenerationError(
-                f"prompt: of {length} tokens, and the model is compiled for {self.rows.slots}, "
-                "answers included; shorten it, begin anew, or compile for more"
+                f"prompt: {length} tokens fill the compiled {self.rows.slots}; shorten it, begin anew, or "
+                "compile for more"
             )
         return self.rows.slots - length
 

@@ -75,8 +75,8 @@ class KVState:
         """
         if len(ids) > self.slots - self.rows:
             raise GenerationError(
-                f"conversation: {self.rows} tokens and {len(ids)} more do not fit the {self.slots} that the model is "
-                "compiled for; begin a new one, shorten it, or compile for more (--tokens)"
+                f"conversation: {self.rows} + {len(ids)} tokens exceed its {self.slots}; begin a new one, or "
+                "compile for more (--tokens)"
             )
         outputs = []
         hidden = 0 if wanted is None else len(ids) - wanted  # tokens to come of which nothing is revealed

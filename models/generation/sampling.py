@@ -107,8 +107,7 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
         """`logits_to_keep`: of so many of the last tokens scores are wanted; 0: of all."""
         if len(input_ids) != 1:
             raise GenerationError(
-                f"generate: would read {len(input_ids)} texts at once, and a conversation has one; use num_beams=1 and "
-                "num_return_sequences=1"
+                f"generate: cannot read {len(input_ids)} texts at once; use num_beams=1 and num_return_sequences=1"
             )
         whole = not logits_to_keep or (self.logprobs is not None and self.logprobs.of_prompt)
         revealed = self.rows.read(input_ids[0].tolist(), None if whole else logits_to_keep)

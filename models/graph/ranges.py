@@ -154,8 +154,8 @@ def _observed(node: Node, value: Tensor, args: list[Tensor], whole: bool) -> See
     low, high = _magnitudes(value, single)
     if not math.isfinite(high):  # NaN comes through as the largest
         raise CalibrationFailure(
-            f"{node.path or 'model'}: {node.op} gives NaN or infinity on the calibration inputs; "
-            "calibrate the plan on more inputs, or choose another approximation for this layer"
+            f"{node.path or 'model'}: {node.op} gives NaN or infinity in calibration; use more inputs, or "
+            "another approximation"
         )
     if node.op == "lookup":  # what any row may say
         high = max(high, float(args[1].abs().sum(-1).max()))

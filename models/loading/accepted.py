@@ -52,6 +52,6 @@ def _check_floating(module: nn.Module) -> None:
         whole = all(type(p.data) is Tensor and p.is_floating_point() for p in part.parameters(recurse=False))
         if not whole or type(part).__module__.startswith(_QUANTISED):
             raise LoweringError(
-                f"{name or 'model'}: is quantised, and only a model in floating point can be compiled; give that one, "
-                "and let the plan quantise: Plan(linear_bits=8)"
+                f"{name or 'model'}: is quantised; give the floating-point model, and quantise in the plan: "
+                "Plan(linear_bits=8)"
             )

@@ -62,8 +62,8 @@ class Adapter:
             ) from None
         if kind != "LORA" or dora:
             raise LoadError(
-                f"{folder}: is an adapter of kind {'DoRA' if dora else kind}, and only LoRA is computed beside its "
-                "base; merge it into the base (merge_and_unload), and give that model"
+                f"{folder}: is an adapter of kind {'DoRA' if dora else kind}; use LoRA, or merge it into the "
+                "base (merge_and_unload)"
             )
         return cls(folder, base, task, saved)
 
@@ -103,8 +103,8 @@ class Adapter:
         peft, before = peft_library(), set(model.state_dict())
         if odd := [name for name in self._shapes() if "lora_" not in name and not self.brings(name)]:
             raise LoadError(  # peft would write them over the base's, which are open
-                f"{self.folder}: brings parameters of the base itself ({odd[0]}), which would be as open as it is; "
-                "train the adapter with bias='none', or merge it into the base (merge_and_unload), and give that model"
+                f"{self.folder}: contains base parameters ({odd[0]}); train it with bias='none', or merge it "
+                "into the base"
             )
         try:
             with huggingface(), warnings.catch_warnings():
@@ -121,8 +121,7 @@ class Adapter:
         added = [name for name, was in now.items() if was not in before]
         if odd := [name for name in added if not is_added(name)]:
             raise LoadError(
-                f"{self.folder}: adds parameters of a kind that is not known ({odd[0]}); merge it into the base "
-                "(merge_and_unload), and give that model"
+                f"{self.folder}: has unknown parameters ({odd[0]}); merge it into the base (merge_and_unload)"
             )
         modules: list[Any] = list(model.modules())
         for module in modules:

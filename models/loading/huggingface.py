@@ -60,13 +60,12 @@ def refused(folder: Path, error: Exception) -> LoadError | None:
     text = str(error)
     if "trust_remote_code" in text:
         return LoadError(
-            f"{folder}: needs Python code of its own (auto_map in its configuration), which is never run; give a model "
-            "of a class that transformers has"
+            f"{folder}: needs its own Python code (auto_map), which is never run; give a model that transformers has"
         )
     if "weights_only" in text:
         return LoadError(
-            f"{folder}: its weights are a pickle that is damaged or holds more than tensors, and to open it could run "
-            "code; save the model as safetensors where its author is trusted (save_pretrained), and give that folder"
+            f"{folder}: the pickled weights are damaged or could run code; give a safetensors copy from a "
+            "trusted author"
         )
     return None
 

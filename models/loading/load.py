@@ -315,8 +315,7 @@ def _kind(folder: Path, config: Any, pooled: bool = True) -> tuple[str, Any]:
         return "sentence", encoder
     if cls is None:
         raise LoadError(
-            f"{folder}: transformers {version} has no {name}; update it, or load the model with its own code and give "
-            "it to make_private"
+            f"{folder}: transformers {version} has no {name}; update it, or give the loaded model to make_private"
         )
     taken = inspect.signature(cls.forward).parameters if name else {}
     hears = bool({"input_values", "input_features"} & set(taken))
@@ -371,8 +370,8 @@ def _model(
     missing = sorted(name for name in info["missing_keys"] if adapter is None or not adapter.brings(name))
     if missing:  # transformers would fill them with random numbers, and say so in a log
         raise LoadError(
-            f"{folder}: lacks {len(missing)} of the model's weights, first {missing[0]}; give a folder that "
-            f"{type(model).__name__}.save_pretrained wrote"
+            f"{folder}: lacks {len(missing)} weights, first {missing[0]}; save it again with "
+            f"{type(model).__name__}.save_pretrained"
         )
     left = sorted(key for key in info["unexpected_keys"] if "pooler" not in key)
     if left and not name:

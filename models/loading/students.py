@@ -100,8 +100,8 @@ def read_student(folder: Path, load: Callable[[str], Any]) -> Any:
     names = [name for name in tensors if not name.endswith((_EXPONENTS, _GAIN))]
     if _digest(loaded.model, names) != digest or not set(names) <= set(parameters):
         raise LoadError(
-            f"{folder.name}: the package of {base} holds other weights than its teacher had; install the version that "
-            "blindformer[demo] names"
+            f"{folder.name}: the package of {base} has other weights than its teacher; install the version "
+            "of blindformer[demo]"
         )
     with torch.no_grad():
         for name in names:

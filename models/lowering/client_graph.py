@@ -96,9 +96,7 @@ def _check_ids(step: PreludeStep, args: list[Any]) -> None:
     else:
         return
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < rows:
-        raise ProgramError(
-            f"inputs: hold an id outside the model's {rows}, which count from 0; encode with the model's own tokenizer"
-        )
+        raise ProgramError(f"inputs: an id is outside the model's {rows}; encode with the model's own tokenizer")
 
 
 def operation(target: str) -> Any:

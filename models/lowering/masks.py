@@ -61,8 +61,8 @@ def split(lowering: Lowering, node: Node) -> tuple[list[Value], Node]:
         return masks, lowering.builder.constant(torch.zeros(node.shape, dtype=torch.float64))
     if _reads(rest, lambda source: _may_hide(lowering, source)):
         raise lowering.fail(
-            "a mask reaches the softmax in a way that is not recognised; add it to the scores, or fill them by it, as "
-            "the last thing before the softmax, and compute it from the inputs alone"
+            "unknown form of attention mask; add it to the scores just before the softmax, computed from "
+            "the inputs alone"
         )
     return masks, rest
 

@@ -128,8 +128,7 @@ def with_shared_io(program: Program, bits: int) -> Program:
     if program.prelude:
         first = next(iter(program.inputs), "the input")
         raise ProgramError(
-            f"{first}: is prepared in the clear by its owner ({program.prelude[0].target}), and nobody knows a secret "
-            "tensor; compile the part of the model that comes after (an encoder's layers, without the embeddings)"
+            f"{first}: its owner computes it in the clear ({program.prelude[0].target}); compile only what comes after"
         )
     out: list[Instruction] = []
     moved: dict[int, int] = {}

@@ -63,8 +63,8 @@ def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> lis
         if "ring" in item.attributes and item.attributes["bits"] + bits.compared > 64:
             reach = 2.0 ** (bits.compared - item.scale)
             raise ProgramError(
-                f"{item.path or 'model'}: a table that reaches {reach:.0f} leaves too few bits; compile for shorter "
-                "texts (of a conversation: fewer --tokens, or a --window)"
+                f"{item.path or 'model'}: a table that reaches {reach:.0f} leaves too few bits; compile for "
+                "fewer tokens, or use --window"
             )
         chosen = {"ring": bits.ring} if "ring" in item.attributes else {}
         if bits.early:

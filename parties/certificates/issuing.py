@@ -275,7 +275,7 @@ def _choose(folder: Path, which: str, authority: Authority) -> list[x509.Certifi
     if len(set(chosen)) != 1:
         what = "fits several certificates" if chosen else f"is no certificate known in {folder}"
         raise CertificateError(
-            f"{which}: {what}; give a name, a file, or the first {FINGERPRINT_LEAST} digits or more of a fingerprint "
+            f"{which}: {what}; give a name, a file, or at least {FINGERPRINT_LEAST} digits of a fingerprint "
             f"(blindformer certs show {folder})"
         )
     key = chosen[0].public_key()

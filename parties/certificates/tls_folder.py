@@ -61,8 +61,7 @@ def load_authority(folder: Path, passphrase: bytes | None = None) -> Authority:
     file, certificate = folder / CA_KEY, load_certificate(folder / CA)
     if not file.is_file():
         raise CertificateError(
-            f"{file} is missing, without which nothing can be added, renewed or revoked; run this in the folder where "
-            "the certificates were made; if its key was dropped, make all anew in a new folder"
+            f"{file} is missing; run this in the CA's folder, or make all certificates anew in a new folder"
         )
     check_private(file)
     content = file.read_bytes()

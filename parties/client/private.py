@@ -265,8 +265,8 @@ class PrivateModel:
         if isinstance(loaded, nn.Module):
             if tokenizer is None:
                 raise BlindformerError(
-                    f"{type(loaded).__name__}: comes without a tokenizer, which tells what begins a text; give "
-                    "make_private(..., tokenizer=tokenizer), or a folder's name as the model"
+                    f"{type(loaded).__name__}: has no tokenizer; give make_private(..., tokenizer=tokenizer), or a "
+                    "folder's name"
                 )
             loaded = loaded_with(loaded, tokenizer, "causal")
         folder = TemporaryDirectory(prefix="blindformer-")

@@ -116,8 +116,7 @@ def find_key(path: Path) -> tuple[str, str]:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "is not ASCII"
         raise GatewayError(
-            f"{path}: the key cannot be read or written ({reason}); name another in [gateway] key, or set "
-            f"{KEY_VARIABLE}"
+            f"{path}: the key cannot be read or written ({reason}); set [gateway] key or {KEY_VARIABLE}"
         ) from None
 
 
@@ -125,7 +124,7 @@ def _checked(key: str, place: str) -> str:
     key = key.strip()
     if len(key) < LEAST_KEY or not (key.isascii() and key.isprintable()) or " " in key:
         raise GatewayError(
-            f"{place}: a key is {LEAST_KEY} or more ASCII characters without spaces; delete it, and a good one is made"
+            f"{place}: a key has {LEAST_KEY} or more ASCII characters, no spaces; delete it to get a new one"
         )
     return key
 

@@ -119,8 +119,7 @@ def inspect(folder: str | Path) -> Inspection:
         if programs and own != programs:
             first = next(iter(parts))
             raise ArtifactError(
-                f"{folder}: the {first}'s part and the {name}'s are of different compilations; compile again, or give "
-                "both parties parts of one"
+                f"{folder}: {first} and {name} are of different compilations; compile again, or give parts of one"
             )
         programs = own
         about |= _about(part, name)

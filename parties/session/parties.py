@@ -93,8 +93,8 @@ class Parties:
             if len(ranks) > 1:
                 both = " and ".join(self.names[rank] for rank in sorted(ranks))
                 raise PartiesError(
-                    f"{', '.join(sorted(needed))}: are used together before the first secret operation, so {both} "
-                    "cannot own them apart; give them to one party"
+                    f"{', '.join(sorted(needed))}: {both} cannot own them apart, because the model combines them "
+                    "first; give them to one party"
                 )
             owners[name] = ranks.pop()
         return owners

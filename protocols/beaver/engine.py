@@ -196,8 +196,8 @@ class OnlineEngine:
         wanted = shape_of_rows(shape, self.online.revealed) if op == "reveal" else shape
         if tensor is not None and tensor.shape != wanted:
             raise CorrelationError(
-                f"instruction {key} ({op}): gives a value of shape {list(tensor.shape)} where the program declares "
-                f"{list(wanted)}; nothing of it was sent; compile the model again"
+                f"instruction {key} ({op}): has shape {list(tensor.shape)}, declared {list(wanted)}; nothing "
+                "was sent; compile the model again"
             )
         return result
 

@@ -167,8 +167,8 @@ def of_shape(value: Tensor, mask: Tensor) -> Tensor:
     what goes out would show their differences. Errors: CorrelationError."""
     if mask.shape != value.shape:
         raise CorrelationError(
-            f"a value of shape {list(value.shape)} has a mask of shape {list(mask.shape)}: the program declares "
-            "another shape for it; nothing of it was sent; compile the model again"
+            f"a value of shape {list(value.shape)} has a mask of shape {list(mask.shape)}; nothing was "
+            "sent; compile the model again"
         )
     return mask
 

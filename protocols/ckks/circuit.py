@@ -307,11 +307,9 @@ def too_deep(circuit: Circuit) -> TooDeep:
     most = most_levels(degree)
     where = next((step.path for step in circuit.steps if step.work >= most), "") or "the program's end"
     fitting = [step.path for step in circuit.steps if step.work < most]
-    excess = circuit.levels - most
     return TooDeep(
-        f"{where}: the program needs {circuit.levels} levels and N = {degree} holds {most} at 128 bits; {excess} too "
-        f"many, from this layer on. It would fit up to {fitting[-1] if fitting else 'nothing'}: leave out layers "
-        "(a student of fewer, --layers), or choose approximations of lower degree"
+        f"{where}: {circuit.levels} levels needed, {most} possible at 128 bits; use fewer layers (fits "
+        f"up to {fitting[-1] if fitting else 'nothing'}) or lower degrees"
     )
 
 

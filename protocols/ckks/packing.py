@@ -117,8 +117,8 @@ def packing_for(slots: int, texts: int, tokens: int, features: int, attention: b
     least = (1 << (texts - 1).bit_length()) * stride
     if least > slots:
         raise CkksError(
-            f"{texts} texts of {tokens} tokens need {least} slots for one feature, and N = {2 * slots} has {slots}; "
-            "compile for fewer texts or a shorter length"
+            f"{texts} texts of {tokens} tokens need {least} slots, N = {2 * slots} has {slots}; compile "
+            "for fewer texts or a shorter length"
         )
     wanted = 1 << (features - 1).bit_length()
     return Packing(slots, max(least, slots // wanted), stride)

@@ -51,8 +51,8 @@ class Parameters:
         most = MOST_BITS.get(self.degree, 0)
         if self.secure and sum(self.prime_bits) > most:
             raise CkksError(
-                f"N = {self.degree} with a modulus of {sum(self.prime_bits)} bits is below 128-bit security, which "
-                f"allows {most}; take a larger ring or fewer levels"
+                f"N = {self.degree}, {sum(self.prime_bits)} bits: below 128-bit security, which allows {most}; "
+                "use a larger ring or fewer levels"
             )
 
     @property

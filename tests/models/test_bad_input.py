@@ -64,9 +64,9 @@ UNSUPPORTED = {
         lambda x: nn.functional.dropout(x, 0.5, training=True),
         r"operation dropout .*draws random numbers; call it with training=False",
     ),
-    "number over what may be 0": (lambda x: 1 / x, "division by a secret that is not above 0 on all calib"),
-    "division by what may be 0": (lambda x: x / (x - 1), "division by a secret that is not above 0 on all calib"),
-    "root of what may be 0": (lambda x: torch.relu(x).sqrt(), "the root of a secret that is not above 0 on all calib"),
+    "number over what may be 0": (lambda x: 1 / x, "a divisor is not above 0 on all calib"),
+    "division by what may be 0": (lambda x: x / (x - 1), "a divisor is not above 0 on all calib"),
+    "root of what may be 0": (lambda x: torch.relu(x).sqrt(), "a root's argument is not above 0 on all calib"),
     "a matrix's norm": (lambda x: torch.linalg.norm(x, ord=2) * x, r"operation _linalg_svd .*has no private form"),
     "high power": (lambda x: x**9, r"a secret to the power 9 has no rule; take halves and whole numbers up to 8"),
     "comparison": (lambda x: (x < x[0]).to(x.dtype), "comparison of two tensors"),
@@ -76,11 +76,11 @@ UNSUPPORTED = {
     ),
     "a place that may be past the end": (
         lambda x: x[x.argmax(0) + (x > 9).sum()],
-        r"an index that is a secret may be 0 to 27 here, of 4 rows; clamp it to -4 to 3 first",
+        r"a secret index may be 0 to 27, of 4 rows; clamp it to -4 to 3 first",
     ),
     "a place that may be before the first": (
         lambda x: x.gather(1, x.argmax(-1, keepdim=True) - (x < -9).sum()),
-        r"an index that is a secret may be -24 to 5 here, of 6 rows; clamp it to 0 to 5 first",
+        r"a secret index may be -24 to 5, of 6 rows; clamp it to 0 to 5 first",
     ),
     "integer division": (
         lambda x: torch.div(x, 3, rounding_mode="floor"),

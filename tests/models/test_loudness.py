@@ -66,9 +66,7 @@ def test_a_louder_input_is_refused_by_its_name_and_factor(case, tmp_path):
             with pytest.raises(InputOutOfRange, match=rf"^input {name}: is {factor:g} times as loud as in calibrat"):
                 made.encode_inputs({name: drawn(name, 9)[name] * factor})
         steady = torch.full_like(drawn(name, 9)[name], 2.4)  # no peak, and all of it as loud as one
-        with pytest.raises(
-            InputOutOfRange, match=rf"^input {name}: is 2\.\d+ times as loud as in calibration, which may be"
-        ):
+        with pytest.raises(InputOutOfRange, match=rf"^input {name}: is 2\.\d+ times as loud as in calibration "):
             made.encode_inputs({name: steady * (1 - 2 * (torch.arange(steady.shape[-1]) % 2))})
 
 
@@ -88,9 +86,7 @@ def test_a_session_that_refuses_an_input_answers_the_next(protocol):
         private(inputs[0]["input"])
         assert private.report is not None
         before = private.report
-        with pytest.raises(
-            InputOutOfRange, match=r"^input input: is \d.* times as loud as in calibration, which may be"
-        ):
+        with pytest.raises(InputOutOfRange, match=r"^input input: is \d.* times as loud as in calibration "):
             private(4 * inputs[0]["input"])
         assert private.report is before
         assert (private(inputs[1]["input"]) - model(inputs[1]["input"])).abs().max() < 2.0**-8

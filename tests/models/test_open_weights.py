@@ -332,7 +332,7 @@ def test_patterns_choose(weights, opened):
         ({"public": ["model.*"], "rest": "private"}, "no parameter is called 'model.*'; the model has embed.weight, "),
         ({"private": ["*adapter*"], "rest": "private"}, r"no parameter is called '\*adapter\*'"),
         ({"public": ["*"], "private": ["*adapter*"]}, r"no parameter is called '\*adapter\*'"),
-        ({"public": ["layers.*"]}, "neither public nor private is said of embed.weight, head.weight; add a pattern"),
+        ({"public": ["layers.*"]}, "no pattern matches embed.weight, head.weight; add one"),
         ({"public": "*"}, "give lists of patterns by private and public, such as "),
         ({"open": ["*"]}, "give lists of patterns by private and public, such as "),
         ({"public": ["*"], "rest": "secret"}, "give lists of patterns by private and public, such as "),

@@ -125,7 +125,7 @@ def test_masks_are_each_adapters_own(classifiers):
 
 def test_a_program_names_one_adapter_alone(classifiers, tmp_path):
     inside = classifiers / "server" / "adapters" / "law"
-    with pytest.raises(ArtifactError, match="adapter again: has the same program as adapter law"):
+    with pytest.raises(ArtifactError, match="adapter again: has the program of adapter law"):
         load_with_adapters(load_server, classifiers, "server", {"again": inside})
     with pytest.raises(ArtifactError, match=r"adapter law: is in .*server, too"):
         load_with_adapters(load_server, classifiers, "server", {"law": inside})

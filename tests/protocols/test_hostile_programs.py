@@ -144,7 +144,7 @@ def test_an_owner_who_takes_no_part_shares_nothing_that_is_larger_than_declared(
     draft = Draft()
     number = token_ids(draft, Data(3))
     hostile = declared(draft.case(), number, 1, 1)
-    with pytest.raises(CorrelationError, match="declares another shape"):
+    with pytest.raises(CorrelationError, match="nothing was sent"):
         split(hostile.client, new_seed(), input_layout(for_two_servers(hostile.program)))
 
 

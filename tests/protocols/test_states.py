@@ -88,7 +88,7 @@ def test_a_run_that_finds_too_many_rows_says_so(name):
     for case in cases[:2]:
         run(case)
     run(cases[2])  # reads four rows, and keeps a fifth
-    with pytest.raises(StateError, match=r"^state k: holds 5 rows, and the program has room for 4; start a new") as one:
+    with pytest.raises(StateError, match=r"^state k: 5 rows exceed the program's 4; start a new") as one:
         run(cases[3])
     assert "\n" not in str(one.value)
 

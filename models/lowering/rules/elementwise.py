@@ -148,16 +148,16 @@ def unless_known(lowering: Lowering, approximated: Operand, x: Operand, function
 @rule("reciprocal")
 def reciprocal(lowering: Lowering, x: Operand) -> Node:
     raise lowering.fail(
-        "division by a secret that is not above 0 on all calibration inputs, or that the plan leaves exact; add what "
-        "keeps it above 0, and choose a reciprocal in the plan"
+        "a divisor is not above 0 on all calibration inputs, or exact in the plan; keep it above 0, "
+        "and choose a reciprocal"
     )
 
 
 @rule("rsqrt", "sqrt")
 def root(lowering: Lowering, x: Operand) -> Node:
     raise lowering.fail(
-        "the root of a secret that is not above 0 on all calibration inputs, or that the plan leaves exact; add what "
-        "keeps it above 0, and choose an rsqrt in the plan"
+        "a root's argument is not above 0 on all calibration inputs, or exact in the plan; keep it "
+        "above 0, and choose an rsqrt"
     )
 
 
@@ -309,8 +309,7 @@ def keeps(lowering: Lowering, x: Operand) -> Value:
     masks, _ = split(lowering, node)
     if len({mask.owner for mask in masks} - {"public"}) > 1:
         raise lowering.fail(
-            "a mask of the client and one of the server hide the same scores; register the server's as a buffer with "
-            "persistent=False, which makes it public"
+            "client and server masks hide the same scores; register the server's as a buffer with persistent=False"
         )
     keys = (*(1 for _ in node.shape[1:]), node.shape[-1])
     keep = Value("public", torch.ones(keys))

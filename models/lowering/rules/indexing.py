@@ -198,8 +198,7 @@ def one_hot(lowering: Lowering, indices: Operand, size: int, least: int = 0) -> 
     low, high = ends(node)
     if not least <= low <= high < size:
         raise lowering.fail(
-            f"an index that is a secret may be {low:.0f} to {high:.0f} here, of {size} rows; "
-            f"clamp it to {least} to {size - 1} first"
+            f"a secret index may be {low:.0f} to {high:.0f}, of {size} rows; clamp it to {least} to {size - 1} first"
         )
     first, last = round(low), round(high)
     if first == last:

@@ -121,8 +121,8 @@ def _squeezed(
         bits = -(-excess // factors) if one or i < excess % factors else excess // factors
         if scale - bits < 6:
             raise ProgramError(
-                f"{node.path or 'model'}: values up to 2^{at.bits(node)} leave too few bits for a product; "
-                "calibrate on typical inputs, or regularise the range when distilling"
+                f"{node.path or 'model'}: values up to 2^{at.bits(node)} leave too few bits; calibrate on "
+                "typical inputs, or distil"
             )
         lowered.append((at.exactly(arg, scale - bits), scale - bits))
     return lowered

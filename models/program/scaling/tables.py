@@ -80,8 +80,8 @@ def exp(at: Scaler, node: Node) -> None:
 def _too_wide(node: Node) -> ProgramError:
     span = node.attributes["width"] * node.attributes["cells"]
     return ProgramError(
-        f"{node.path or 'model'}: scores span about {span:,.0f}, too much for fixed point; calibrate on typical "
-        "inputs, or distil a student, whose scores are smaller"
+        f"{node.path or 'model'}: scores span about {span:,.0f}, too much for fixed point; calibrate "
+        "on typical inputs, or distil"
     )
 
 

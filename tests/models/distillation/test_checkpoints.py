@@ -94,7 +94,7 @@ def test_other_settings_do_not_go_on_with_a_run(encoder, few, tmp_path):
 
     with pytest.raises(Killed):
         distill(encoder, few, tmp_path / "out", progress=die, **FAST)
-    with pytest.raises(DistillError, match="belongs to a run with other settings, data or teacher"):
+    with pytest.raises(DistillError, match="belongs to a run with other settings"):
         distill(encoder, few, tmp_path / "out", **{**FAST, "temperature": 3.0})
 
 
@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(DistillError, match="no space left to write it; the last checkpoint is whole"):
+        with pytest.raises(DistillError, match=r"no space left; .* the last checkpoint is complete"):
             write(tmp_path / "x", TENSORS, {"epoch": 2})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

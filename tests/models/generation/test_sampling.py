@@ -54,7 +54,7 @@ def test_an_answer_has_the_rows_revealed_that_it_draws_from(private, model, opti
 
 
 def test_a_text_that_is_too_long_is_refused_before_anything_is_read(private, compiled):
-    with pytest.raises(GenerationError, match=f"do not fit the {room(compiled.program)}"):
+    with pytest.raises(GenerationError, match=f"exceed its {room(compiled.program)}"):
         private.rows.read(some(room(compiled.program) + 1).tolist())
     assert private.rows.passes == 0
 

@@ -87,9 +87,9 @@ def test_what_does_not_fit_is_one_line(tiny_features, tiny_classifier, tiny_caus
     assert re.search(r"moods: does not fit .*tiny-causal.*; it was trained on .*tiny-features", why(tiny_causal, moods))
     assert "adapter_config.json: cannot be read" in why(tiny_features, tiny_classifier)
     edit(moods, use_dora=True)
-    assert "kind DoRA, and only LoRA" in why(tiny_features, moods)
+    assert "kind DoRA; use LoRA" in why(tiny_features, moods)
     prompts = save_adapter(tiny_causal, tmp_path / "prompts", kind=peft.PromptTuningConfig, num_virtual_tokens=2)
-    assert "kind PROMPT_TUNING, and only LoRA" in why(tiny_causal, prompts)
+    assert "kind PROMPT_TUNING; use LoRA" in why(tiny_causal, prompts)
     wide = save_adapter(tiny_features, tmp_path / "wide", "SEQ_CLS", labels=3)
     edit(wide, r=8)
     assert "does not fit" in why(tiny_features, wide)
@@ -128,5 +128,5 @@ def test_names_of_adapters_are_checked(tmp_path):
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 def test_trained_parameters_of_the_base_itself_are_refused_and_never_opened(tiny_features, tmp_path, bias):
     adapter = save_adapter(tiny_features, tmp_path / "moods", "SEQ_CLS", labels=3, bias=bias)
-    with pytest.raises(LoadError, match=r"brings parameters of the base itself \(.*bias\).*bias='none'"):
+    with pytest.raises(LoadError, match=r"contains base parameters \(.*bias\).*bias='none'"):
         load(tiny_features, adapter)

@@ -85,7 +85,7 @@ def test_what_would_be_a_reduced_model_is_refused(tmp_path, tiny_classifier, tin
     dense = changed(tiny_encoder, "dense")
     (dense / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
     for folder, words in {
-        changed(tiny_classifier, "own", architectures=["OurOwnBert"]): "has no OurOwnBert; update it, or load",
+        changed(tiny_classifier, "own", architectures=["OurOwnBert"]): "has no OurOwnBert; update it, or give",
         changed(tiny_classifier, "none", architectures=[]): r"holds weights of a head \(classifier.bias\)",
         dense: r"ends with a module sentence_transformers.models.Dense, which is not supported",
     }.items():
@@ -181,7 +181,7 @@ def test_code_that_a_folder_brings_never_runs(tmp_path, tiny_classifier, monkeyp
     if what == "model":  # of a type that transformers has: its own class reads it
         assert type(failing().model).__module__.startswith("transformers.")
     else:
-        with pytest.raises(LoadError, match=r"needs Python code of its own .* never run; give a model of a class"):
+        with pytest.raises(LoadError, match=r"needs its own Python code .* never run; give a model"):
             failing()
     assert not ran.exists()
 
@@ -204,7 +204,7 @@ def test_a_pickle_that_holds_more_than_tensors_is_not_opened(tmp_path, tiny_clas
     torch.save(weights, folder / "pytorch_model.bin")
     assert load(folder).kind == "classifier"
     torch.save({**weights, "more": Opened(ran)}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(LoadError, match=r"could run code; save the model as safetensors where its author") as caught:
+    with pytest.raises(LoadError, match=r"could run code; give a safetensors copy") as caught:
         load(folder)
     assert "weights_only" not in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -163,7 +163,7 @@ def test_families(name, plan):
                 assert (private - value).abs().max() < 2.0**-9 * size
 
 
-NOT_FOUND = "a mask reaches the softmax in a way that is not recognised; add it to the scores"
+NOT_FOUND = "unknown form of attention mask; add it to the scores"
 REFUSED = {
     "put together": lambda m, scores, hide: torch.cat([added(-1e4)(m, scores, hide)[:, :3], scores[:, 3:]], 1),
     "of secrets": lambda m, scores, hide: scores.masked_fill(scores < -0.5, -1e4),

@@ -67,5 +67,5 @@ def test_an_input_that_its_owner_prepares_is_refused(tiny_encoder):
     from blindformer.models.loading.load import load
 
     program = compile_lengths(load(tiny_encoder), [8], "faithful", texts=["my password is lost ."] * 2)[8].program
-    with pytest.raises(ProgramError, match=r"is prepared in the clear by its owner .* compile the part of the model"):
+    with pytest.raises(ProgramError, match=r"its owner computes it in the clear .* compile only"):
         with_shared_io(program, BITS)

@@ -117,13 +117,13 @@ def test_chat_takes_lines_and_commands(call, talks, tmp_path):
     assert "never" not in out
     for words in ("/what: is no command", f"{saved}: 2 messages", "give a file's name", "/nowhere/said: cannot be"):
         assert words in " ".join(errors.split())
-    assert "the model is compiled for 32" in " ".join(errors.split())  # too long, and the conversation goes on
+    assert "compile for more" in " ".join(errors.split())  # too long, and the conversation goes on
     assert errors.count("4 tokens, ") == 2
 
 
 # --- one line for what is asked wrongly ------------------------------------------------------------------------------
 WRONG = {
-    "a long prompt": (("chat", "{plain}", "x" * 32), "prompt: of 32 tokens, and the model is compiled for 32"),
+    "a long prompt": (("chat", "{plain}", "x" * 32), "prompt: 32 tokens fill the compiled 32"),
     "no folder": (("chat", "./absent", "a"), "there is no such folder"),
     "a classifier": (("chat", "{tiny_classifier}"), "is not a language model with a tokenizer"),
     "too many tokens": (("chat", "{plain}", "a", "--tokens", 300), "takes 256 tokens, of which the prefix is 1"),

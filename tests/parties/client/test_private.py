@@ -241,7 +241,7 @@ def test_what_cannot_be_traced_is_named():
     integers[0].weight = torch.nn.Parameter(torch.zeros(3, 4, dtype=torch.int8), requires_grad=False)
     for model, words in {
         scripted: r"^model: is scripted \(torch.jit\).* give the module it was made from$",
-        integers: r"^0: is quantised, .* give that one, and let the plan quantise",
+        integers: r"^0: is quantised, .* give the floating-point model",
         torch: r"^model: is a module; give a torch module",
     }.items():
         with pytest.raises(bf.BlindformerError, match=words):

@@ -85,7 +85,7 @@ def test_a_key_is_made_once_for_its_owner_alone(tmp_path, monkeypatch):
     with pytest.raises(GatewayError, match="chmod 600"):
         find_key(file)
     monkeypatch.setenv(KEY_VARIABLE, "a key that is long enough")
-    with pytest.raises(GatewayError, match="without spaces") as refused:
+    with pytest.raises(GatewayError, match="no spaces") as refused:
         find_key(file)
     assert "long enough" not in str(refused.value)
     monkeypatch.setenv(KEY_VARIABLE, "k" * 20)

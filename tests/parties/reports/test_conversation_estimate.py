@@ -82,7 +82,7 @@ def test_what_is_not_priced_says_why(compiled):  # noqa: F811
         estimate(compiled)
     with pytest.raises(BlindformerError, match="compile the model with --chat"):
         estimate_conversation(compiled.program.part("8@64"))
-    with pytest.raises(GenerationError, match="97 more do not fit the 96"):
+    with pytest.raises(GenerationError, match="97 tokens exceed its 96"):
         estimate_conversation(compiled.program, prompt=97)
 
 
@@ -114,7 +114,7 @@ def test_the_command_prices_a_folder_that_compile_wrote(call, report_of, talks):
 
 WRONG = {
     "another room": (("--tokens", 64), "is compiled for 32; give that number"),
-    "a long prompt": (("--tokens", 32, "--prompt", 33), "33 more do not fit the 32"),
+    "a long prompt": (("--tokens", 32, "--prompt", 33), "33 tokens exceed its 32"),
     "reveal of a folder": (("--tokens", 32, "--reveal", "token"), "is compiled already; leave --reveal out"),
     "a protocol": (("--tokens", 32, "--protocol", "crypten"), "--protocol crypten: prices no conversations; use"),
     "no conversation": ((), "answers token by token; give --tokens"),
