@@ -265,4 +265,4 @@ def test_run_takes_a_private_head(call, report_of, tiny_classifier, monkeypatch,
     assert (result["protocol"], len(result["results"])) == ("delegated+beaver", 2)
     assert result["max_abs_error"] < 2e-3
     (file := tmp_path / "blindformer.toml").write_text("[client]\npad = true\n")
-    assert "protocol beaver: two parties" in call(*words, "--config", file)[1]
+    assert "protocol delegated+beaver: one server and an offline dealer" in call(*words, "--config", file)[1]
