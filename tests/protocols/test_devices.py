@@ -91,5 +91,5 @@ def test_what_does_not_fit_is_refused_with_figures(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 * 10**8)
     check_room(1e12, CPU, "weights")
     check_room(9e8, GPU, "weights")
-    with pytest.raises(DeviceError, match=r"^device cuda:0: weights take 1.5 GB, and 1 GB are free; use another"):
+    with pytest.raises(DeviceError, match=r"^device cuda:0: weights take 1.5 GB, 1 GB are free; use another"):
         check_room(1.5e9, GPU, "weights")

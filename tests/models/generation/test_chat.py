@@ -132,7 +132,7 @@ def test_what_cannot_be_answered_is_said_before_a_pass(talk):
     for ask, words in (
         (lambda: talk.say(" "), "message: is empty"),
         (lambda: talk.complete(""), "prompt: is empty"),
-        (lambda: talk.say("x" * 60), "compiled for 48, answers included"),
+        (lambda: talk.say("x" * 60), "tokens fill the compiled 48"),
         (lambda: talk.answer([*talk.chat.prefix, 262]), "token 262: the model has 262 words"),
         (lambda: talk.answer([*talk.chat.prefix, -1]), "token -1: the model has"),
         (lambda: talk.answer([9, 9, *talk.chat.prefix]), "does not begin with .*; use tokenizer.apply_chat_template"),

@@ -61,7 +61,7 @@ def test_a_conversation_goes_on_past_the_window_at_one_price(rows, wanted, windo
     close(torch.cat(passes), wanted)
     assert set(asked) == {f"8@{WINDOW}", f"1@{WINDOW}"}
     assert room(windowed.program) == 220
-    with pytest.raises(GenerationError, match="do not fit the 220"):
+    with pytest.raises(GenerationError, match="tokens exceed its 220"):
         rows.read([5])
 
 

@@ -147,7 +147,7 @@ def test_wrong_folders_are_explained(tmp_path, tiny_classifier):
         "compiled": "written by compile",
         "bare": "holds no weights",
         "broken": "cannot be read",
-        "other": "lacks 16 of the model's weights",
+        "other": "lacks 16 weights",
         "cut": "the model cannot be loaded",
     }.items():
         with pytest.raises(LoadError, match=words) as caught:
