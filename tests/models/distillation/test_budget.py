@@ -97,7 +97,7 @@ def test_what_cannot_be_taught_or_pooled_is_refused_before_it_is_priced(encoder,
     with pytest.raises(PlanError, match="pools tokens after 9 layers, and BertModel has 2"):
         layers_within(budget, loaded, few, Plan(pool=(9,)), LENGTH, bytes_of)
     monkeypatch.setattr(type(loaded), "plan", lambda self: Plan.preset("fast"))
-    with pytest.raises(DistillError, match=r"was trained for plan fast, .*; give its teacher"):
+    with pytest.raises(DistillError, match=r"was trained for plan fast; give its teacher"):
         layers_within(budget, loaded, few, Plan.preset("fast"), LENGTH, bytes_of)
     monkeypatch.undo()
     with pytest.raises(DistillError, match=r"is no folder with a config\.json; give another teacher"):

@@ -174,7 +174,7 @@ def test_nested_answers_are_whole_or_refused():
 def test_ids_outside_the_vocabulary_are_named(loaded, batches, where):
     wrong = {**batches[0], "input_ids": batches[0]["input_ids"] + 1000}
     private = bf.make_private(loaded.model, protocol="clear", calibration=[batches[1], wrong][: 2 - (where == "query")])
-    with pytest.raises(bf.BlindformerError, match=r"^inputs: an id is outside .* own tokenizer"):
+    with pytest.raises(bf.BlindformerError, match=r"^inputs: .*id .* own tokenizer"):
         private(**wrong)
 
 
