@@ -162,11 +162,11 @@ def accuracy() -> str:
     """The table of docs/distillation.md."""
     columns = {"UCI, seed 0": "uci-0", "seed 1": "uci-1", "seed 2": "uci-2"}
     columns["Rotten Tomatoes, seed 0"] = "rotten_tomatoes-0"
-    found = [
+    by_seed = [
         {(row["student"], row["name"], row["protocol"]): row for row in kept(f"{name}.json")[0]["rows"]}
         for name in columns.values()
     ]
-    private = [row["distilled", "approximated", "beaver"] for row in found]
+    private = [row["distilled", "approximated", "beaver"] for row in by_seed]
     alike = [f"{100 * row['agreement']['clear']['value']:.1f} %" for row in private]
     rows = {
         "teacher (MiniLM, fine-tuned), float32": ("distilled", "teacher", "torch"),
@@ -174,9 +174,9 @@ def accuracy() -> str:
         "`fast`, distilled, fixed point (`clear`)": ("distilled", "approximated", "clear"),
         "`fast`, 3 layers, fixed point (`clear`)": ("3 layers", "approximated", "clear"),
     }
-    counts = [str(row["distilled", "teacher", "torch"]["count"]) for row in found]
+    counts = [str(row["distilled", "teacher", "torch"]["count"]) for row in by_seed]
     cells = {"test texts": counts} | {
-        what: [f"{100 * row[key]['accuracy']['value']:.1f} %" for row in found] for what, key in rows.items()
+        what: [f"{100 * row[key]['accuracy']['value']:.1f} %" for row in by_seed] for what, key in rows.items()
     }
     cells[f"agrees with `clear`, of {private[0]['count']} texts in private sessions"] = alike
     head = [f"| 8-bit linears, whole test set | {' | '.join(columns)} |", f"|{'---|' * (1 + len(columns))}"]

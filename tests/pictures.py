@@ -201,10 +201,10 @@ def accuracy_by_cost() -> str:
 
     def accuracy(student: str, name: str, protocol: str) -> float:
         wanted = (student, name, protocol)
-        found = [
+        shares = [
             r["accuracy"]["value"] for rows in seeds for r in rows if (r["student"], r["name"], r["protocol"]) == wanted
         ]
-        return 100 * fmean(found)
+        return 100 * fmean(shares)
 
     teacher = y(accuracy("distilled", "teacher", "torch"))
     drawing.line([(x.start, teacher), (x.end, teacher)], "faint", dashed=True)

@@ -280,8 +280,8 @@ def _download(name: str) -> Path:
         raise LoadError(f"{name}: is neither a folder nor a hub id like org/name; check the spelling") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         offline = isinstance(error, LocalEntryNotFoundError)
-        where = "offline, and in no cache" if offline else "not on the hub, or not for you"
-        raise LoadError(f"{name}: is no folder here, and {where}; {GIVE_MODEL}") from None
+        where = "offline: not in the hub's cache" if offline else "not on the hub, or not for you"
+        raise LoadError(f"{name}: no such folder; {where}; {GIVE_MODEL}") from None
     return folder
 
 

@@ -18,7 +18,7 @@ from .commands import Without
 from .items import InputItem, complain, folder_first, listed, note_columns, raise_if_all
 from .output import print_result, table
 from .progress import Phases
-from .steps import Weights, check_there, loading, weights_of
+from .steps import Weights, check_there, loading, published
 
 SHOWN = 120  # characters of a document
 
@@ -60,6 +60,8 @@ def search(
         model, questions = check_name(given[0]), given[1:]
     else:
         raise BlindformerError("search: give a model first, such as minilm, or --config FILE that names a folder")
+    if not all(question.strip() for question in questions):
+        raise BlindformerError("a question is empty: write something, or leave it out")
     with loading(1, parties=config is None) as phases:
         from ...models.data.reading import text_rows
         from ..client.search_index import SearchIndex
@@ -99,7 +101,8 @@ def _client(phases: Phases, model: Any, weights: Any, config: Path | None) -> An
     if config is None:
         from ..client.pipeline import pipeline
 
-        return pipeline(None, model, weights=weights_of(weights), truncation="windows", progress=phases.step)
+        owners = published([model], weights)
+        return pipeline(None, model, weights=owners, truncation="windows", progress=phases.step)
     protocol = compiled_for(model) or load_settings(config).session.protocol
     return open_client(protocol, None, folder=model, config=config, truncate="windows", progress=phases.step)
 

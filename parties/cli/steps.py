@@ -154,7 +154,9 @@ def weights_of(given: list[str] | None) -> Any:
     return {**patterns, **({"rest": rest} if rest else {})}
 
 
-def published(models: Sequence[str], given: list[str] | None, of_private: Sequence[object], adapter: object) -> Any:
+def published(
+    models: Sequence[str], given: list[str] | None, of_private: Sequence[object] = (), adapter: object = None
+) -> Any:
     """As `weights_of`. Packaged models, whose weights anybody has, are public, unless an option is given that is for
     private ones. Errors: BlindformerError."""
     owners = weights_of(given)

@@ -61,13 +61,13 @@ def test_a_louder_input_is_refused_by_its_name_and_factor(case, tmp_path):
     name, _, compiled = case
     save(compiled, tmp_path)
     part = load_client(tmp_path).for_length()
-    for made in (compiled, part):
+    for model in (compiled, part):
         for factor in (2.5, 4.0, 64.0):
             with pytest.raises(InputOutOfRange, match=rf"^input {name}: is {factor:g} times as loud as in calibrat"):
-                made.encode_inputs({name: drawn(name, 9)[name] * factor})
+                model.encode_inputs({name: drawn(name, 9)[name] * factor})
         steady = torch.full_like(drawn(name, 9)[name], 2.4)  # no peak, and all of it as loud as one
         with pytest.raises(InputOutOfRange, match=rf"^input {name}: is 2\.\d+ times as loud as in calibration "):
-            made.encode_inputs({name: steady * (1 - 2 * (torch.arange(steady.shape[-1]) % 2))})
+            model.encode_inputs({name: steady * (1 - 2 * (torch.arange(steady.shape[-1]) % 2))})
 
 
 def test_only_the_client_has_the_levels(case, tmp_path):

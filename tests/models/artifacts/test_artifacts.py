@@ -286,7 +286,7 @@ class Model(torch.nn.Module):
         self.inner = model
     def forward(self, x):
         return {"y": self.inner(x)}
-made = [compile(Model(), [{"x": torch.randn(1, n, 64)} for _ in range(3)]) for n in (2, 3)]
+models = [compile(Model(), [{"x": torch.randn(1, n, 64)} for _ in range(3)]) for n in (2, 3)]
 folder = Path(sys.argv[1])
 
 chance, seen = random.Random(7), set()
@@ -295,7 +295,7 @@ for _ in range(12):
     child = fork()
     if not child:
         while True:
-            for one in made:
+            for one in models:
                 save(one, folder)
                 os.write(tell, b".")
     os.read(told, 1)  # it has written at least once
@@ -305,20 +305,20 @@ for _ in range(12):
     for read in (load_server, load_client):
         try:
             program = read(folder).for_length().program
-            assert program in [one.program for one in made]
+            assert program in [one.program for one in models]
             seen.add("whole")
         except ArtifactError as error:
             assert "holds no compiled model" in str(error), error
             seen.add("none")
-save(made[0], folder)
-assert load_server(folder).for_length().program == load_client(folder).for_length().program == made[0].program
+save(models[0], folder)
+assert load_server(folder).for_length().program == load_client(folder).for_length().program == models[0].program
 print(sorted(path.name for path in folder.iterdir()), "whole" in seen)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # files end here, as on a full disk
 try:
-    save(made[1], folder)
+    save(models[1], folder)
 except ArtifactError as error:
     print(error)
-assert load_server(folder).for_length().program == load_client(folder).for_length().program == made[0].program
+assert load_server(folder).for_length().program == load_client(folder).for_length().program == models[0].program
 """
 
 

@@ -205,10 +205,10 @@ def test_a_misspelt_model_is_refused_before_libraries_are_loaded(tmp_path):
     meant = [("smolm2", "smollm2") if "smolm2" in words else ("minlm", "minilm") for words in commands[:12]]
     lines = [f"blindformer: {name}: there is no such model or folder; did you mean {near}?" for name, near in meant]
     gone = [f"blindformer: {name}: there is no such folder; " for name in ("./gone", "./gone", "~/a/b", "./gone")]
-    said = done.stderr.splitlines()
-    assert said[:12] == lines
-    assert "./minlm" in said[12]
-    assert [line.partition("; ")[0] + "; " for line in said[13:]] == gone
+    errors = done.stderr.splitlines()
+    assert errors[:12] == lines
+    assert "./minlm" in errors[12]
+    assert [line.partition("; ")[0] + "; " for line in errors[13:]] == gone
 
 
 ENDS = """

@@ -288,8 +288,8 @@ def test_known_answers_are_made_mixed_in_and_reported(ask, report_of, refused, c
     """A file of others ends with 1, in a line; the answers are there, and marked."""
     (texts := tmp_path / "texts").write_text("\n".join(TEXTS))
     file, out = tmp_path / "known.jsonl", tmp_path / "out.jsonl"
-    made = report_of("query", compiled, "--server", "local", "--file", texts, "--write-known", file)
-    assert made["answers"] == 8, "four texts at two lengths"
+    written = report_of("query", compiled, "--server", "local", "--file", texts, "--write-known", file)
+    assert written["answers"] == 8, "four texts at two lengths"
     mix = ("--canaries", "0.25", "--known", file)
     code, printed, errors = ask("--file", texts, *mix, "--format", "json")
     reply = json.loads(printed)

@@ -156,4 +156,5 @@ def test_what_is_missing_is_said(refused, tmp_path):
     assert "--file FILE" in refused("search", "minilm", "how?")
     assert "no such" in refused("search", "minilm", "how?", "--file", tmp_path / "none").lower()
     (tmp_path / "texts").write_text("a text\n")
+    assert "a question is empty" in refused("search", "minilm", " ", "--file", tmp_path / "texts")
     assert "give a model first" in refused("search", "--file", tmp_path / "texts")
