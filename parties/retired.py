@@ -7,7 +7,6 @@ from ..errors import BlindformerError
 _SERVICES = "a service is one process now: leave it out, and run several, such as with Kubernetes"
 _SIZING = "plans for many users are gone: leave it out, and multiply the price of a query"
 _PLACES = "no service sends a session elsewhere now: leave it out"
-_LAUNCHER = "a launcher starts them: torchrun --nproc-per-node N -m blindformer distill ..."
 _SIZES = ("users", "queries", "peak", "ahead", "within", "cores", "uplink", "utilisation", "core-hour", "gb")
 
 COMMANDS = {
@@ -53,7 +52,7 @@ _ROWS: list[tuple[str, dict[str, str]]] = [
         **dict.fromkeys(("--field", "--encoding"), _READ),
     }),
     ("distill", {
-        "--processes": _LAUNCHER,
+        "--processes": "distillation is of one process now: leave it out, and give --device cuda for a GPU",
         **_settings("texts", "pool", "hidden", "heads", "intermediate", "augment", "teacher-epochs", "hidden-epochs",
                     "logit-epochs"),
         "--bfloat16": "is a setting now: write --set bfloat16=true",
