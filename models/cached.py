@@ -17,7 +17,6 @@ from ..versions import versions
 from .artifacts import ArtifactError, load_client
 from .artifacts.layout import VERSIONS, parts_of, read_json, read_programs
 from .artifacts.layout import versions as versions_of
-from .artifacts.sharing import share
 from .building import own_plan
 from .compile import Progress, part_of
 from .delegated import is_delegated
@@ -31,7 +30,7 @@ from .loading.task import WRITTEN
 from .program.program import ProgramError
 
 PRICE = "price alone"  # of a model that was priced, and is not compiled yet
-COMPILED, SHARED = "compiled", "weights"  # in the cache: folders, and large files that several of them have
+COMPILED = "compiled"  # the folder of the cache
 
 
 def is_compiled(model: str | Path) -> bool:
@@ -66,8 +65,7 @@ def cached(
     except (ArtifactError, ProgramError):  # none, a damaged one, or one of another version
         if first is not None:
             first(place)
-        folder = make(folder, plan)
-        share(folder, cache / SHARED)
+        return make(folder, plan)
     return folder
 
 

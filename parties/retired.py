@@ -7,6 +7,7 @@ from ..errors import BlindformerError
 _SERVICES = "a service is one process now: leave it out, and run several, such as with Kubernetes"
 _SIZING = "plans for many users are gone: leave it out, and multiply the price of a query"
 _PLACES = "no service sends a session elsewhere now: leave it out"
+_AHEAD = "each query makes its own correlations now: leave it out"
 _SIZES = ("users", "queries", "peak", "ahead", "within", "cores", "uplink", "utilisation", "core-hour", "gb")
 
 COMMANDS = {
@@ -21,6 +22,7 @@ COMMANDS = {
     "head": "is called train now",
 }
 KEYS = {
+    **dict.fromkeys(("crypten.ahead", "crypten.ahead_gb", "crypten.ahead_first"), _AHEAD),
     **dict.fromkeys(("server.replicas", "dealer.replicas"), _SERVICES),
     **dict.fromkeys(("parties.server.replicas_at", "parties.dealer.replicas_at"), _PLACES),
 }
@@ -46,7 +48,7 @@ _ROWS: list[tuple[str, dict[str, str]]] = [
     ("serve helper", {"--adapter": "is a table of the settings file; write NAME = FOLDER in [server.adapters] or "
                                    "[helper.adapters]"}),
     ("serve", {
-        "--ahead": key("ahead_first in [crypten]"),
+        "--ahead": _AHEAD,
         "--folder": "is the argument FOLDER; with --party the key folder in [crypten.parties.NAME]",
         "--threads": key("threads in [crypten.parties.NAME]"),
         **dict.fromkeys(("--field", "--encoding"), _READ),

@@ -1,4 +1,4 @@
-"""Where examples come from: public data sets by name, files of the user's own, and folders of the library datasets."""
+"""Where examples come from: public data sets by name, and files of the user's own."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_labels_as_numbers_or_names(tmp_path, labels, names, indices):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("", "", "save_to_disk"),
+        ("", "", "is a folder; give a table"),
         ("a.csv", "text,label\n", "holds no examples"),
         ("a.csv", "text,label\na,0.5\nb,1\n", "fractions"),
         ("a.jsonl", '{"text": "a", "label": 1}\nno\n', "line 2: is not JSON"),
@@ -225,24 +225,3 @@ def test_bad_files_say_what_and_where(tmp_path, name, text, message):
     path = write(tmp_path / name, text) if name else tmp_path
     with pytest.raises(DataError, match=message):
         load_data(path)
-
-
-# The library datasets.
-
-
-def test_a_folder_of_datasets(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    rows = {"text": [f"number {i}" for i in range(40)], "label": [i % 2 for i in range(40)]}
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
-    whole = datasets.Dataset.from_dict(rows, features=features)
-    whole.save_to_disk(tmp_path / "one")
-    data = load_data(tmp_path / "one")
-    assert (data.labels, len(data.test)) == (("no", "yes"), 8)
-    lacking = {**rows, "text": [None, *rows["text"][1:]]}
-    datasets.Dataset.from_dict(lacking).save_to_disk(tmp_path / "none")
-    with pytest.raises(DataError, match="none, line 1: lacks text, or give --skip-bad"):
-        load_data(tmp_path / "none")
-    assert load_data(tmp_path / "none", skip_bad=True).dropped["bad"] == 1
-    parts = whole.train_test_split(test_size=0.25, seed=0)
-    parts.save_to_disk(tmp_path / "two")
-    assert len(load_data(tmp_path / "two").test) == 10

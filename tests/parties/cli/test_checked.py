@@ -166,14 +166,14 @@ def test_what_can_be_seen_before_is_said_before_anything_is_loaded(refused, monk
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("train {model} --data absent", "absent: no such file, folder or data set"),
+        ("train {model} --data absent", "absent: no such file or data set"),
         ("train {model} --data uci --out {model}", "holds a model already; give a new folder"),
-        ("distill --teacher {model} --data absent --out o", "absent: no such file, folder or data set"),
-        ("tune {model} --data absent", "absent: no such file, folder or data set"),
+        ("distill --teacher {model} --data absent --out o", "absent: no such file or data set"),
+        ("tune {model} --data absent", "absent: no such file or data set"),
         ("tune {model} --data uci --network moon", "network moon: not known; choose one of loopback, lan, wan"),
         ("evaluate {model} ./absent --data uci", "./absent: there is no such folder"),
         ("evaluate {model} --data uci --teacher ./absent", "./absent: there is no such folder"),
-        ("evaluate {model} --data absent", "absent: no such file, folder or data set"),
+        ("evaluate {model} --data absent", "absent: no such file or data set"),
         ("estimate {model} --network moon", "network moon: not known"),
         ("compile {model} --network moon --out o", "network moon: not known"),
     ],
