@@ -37,6 +37,7 @@ def _settings(*names: str) -> dict[str, str]:
     return {f"--{name}": f"is a setting now: write --set {name.replace('-', '_')}=VALUE" for name in names}
 
 
+_DRAWN = "nothing is drawn now: leave it out; --format json has all figures"
 _PRICES = "is part of --config now: write [prices] in its file"
 _UTF8 = "files are read in UTF-8 here: convert it first, with iconv -f cp1252 -t utf-8"
 _READ = "reads tables by their usual names now, in UTF-8: leave it out"
@@ -64,8 +65,12 @@ _ROWS: list[tuple[str, dict[str, str]]] = [
                     "delta", "alpha", "sample", "epsilon"),
         "--adaptive": "is a setting now: write --set adaptive=true",
         "--deploy": "is called --engine processes now",
+        "--plot": _DRAWN,
+        **dict.fromkeys(("--receipt", "--prices", "--config"), "no receipt is written of training: leave it out"),
     }),
-    ("tune", {"--heads": "leave it out: the table of smaller models says what fewer heads and layers lose"}),
+    ("tune", {"--heads": "leave it out: distill --layers N, --set heads=N or --budget makes a smaller model"}),
+    ("tune evaluate", {"--report": _DRAWN}),
+    ("show", {"--html": "leave it out: --format json has all fields"}),
     ("demo gateway precompute", {"--threads": "leave it out: one thread computes"}),
     ("up", {"--threads": "is of compile: blindformer compile MODEL --threads N --out FOLDER, then up FOLDER"}),
     ("up gateway", {"--key-file": key("key in [gateway]")}),
@@ -75,7 +80,7 @@ _ROWS: list[tuple[str, dict[str, str]]] = [
         f"--{owner}-weights": f"is part of --weights now: write --weights 'PATTERN={owner}'"
         for owner in ("public", "private")
     }),
-    ("run query chat federate", {"--prices": _PRICES}),
+    ("run query chat", {"--prices": _PRICES}),
     ("run query chat precompute", {"--client-memory": key("memory in [client]")}),
     ("query chat", {"--helper": _HELPER}),
     ("query", {"--sentinels": "is called --canaries now"}),

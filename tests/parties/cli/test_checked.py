@@ -143,15 +143,11 @@ def test_a_model_whose_name_a_library_does_not_take_is_one_line(refused, tiny_cl
         ("chat M ", "prompt: is empty"),
         ("evaluate M --text absent", "--text absent: cannot be read"),
         ("evaluate M --text . --system absent", "--system absent: cannot be read"),
-        ("evaluate M --data uci --report r.pdf", "--report r.pdf: is a page or a picture; name a .html or .png file"),
-        ("evaluate M --data uci --report nowhere/r.png", "--report nowhere/r.png: its folder is not there; make it,"),
-        ("tune M --data uci --report r.pdf", "--report r.pdf: is a picture; name a .png file"),
         ("tune M --data uci --out nowhere/p.json", "--out nowhere/p.json: its folder is not there; make it, or name"),
         ("estimate M --calibrate absent", "--calibrate absent: cannot be read"),
         ("compile M --out o --calibrate absent", "--calibrate absent: cannot be read"),
         ("compile M --out o --lengths 8,x", "--lengths 8,x: give numbers of tokens with commas"),
         ("compile M --out o --chat --system absent", "--system absent: cannot be read"),
-        ("federate --data digits --out o --plot p.pdf", "--plot p.pdf: is a picture; name a .png file"),
     ],
 )
 def test_what_can_be_seen_before_is_said_before_anything_is_loaded(refused, monkeypatch, tmp_path, words, line):
