@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from ...approximations import Choice, Plan, approximate, calibrate, out_of_range, restore
-from ...approximations.calibrate import in_force
 from ...approximations.registry import EXACT
 from ...protocols.devices import find_device
 from ..data import Dataset, Examples, check_unseen, keep_reading, load_data, load_texts
@@ -23,7 +22,7 @@ from ..distillation_settings import EMBEDDINGS, DistillError, DistillSettings, c
 from ..loading.calibration_texts import calibration_texts
 from ..loading.heads import SentenceEncoder, save_model
 from ..loading.huggingface import huggingface
-from ..loading.layers import layer_count, narrowed, spread, stack_of, widths, with_layers
+from ..loading.layers import layer_count, narrowed, spread, widths, with_layers
 from ..loading.load import Loaded, load, package_of
 from ..loading.students import REPORT, save_student, weights_digest
 from .batches import UNLABELLED, by_private_length, in_order, passages, pixels, tokenise, with_variants
@@ -104,7 +103,7 @@ def distill(
     out         a new folder; an interrupted run with the same settings is resumed exactly
     plan        a preset's name or a plan
     transfer    another data set that the teacher labels for the student
-    start       a student of the same teacher to continue, with as many layers (default: the teacher's weights)
+    start       a student of the same teacher to continue, of the same shape (default: the teacher's weights)
     embeddings  train a sentence encoder's embeddings for any task; labels are ignored
     device      "cpu", "cuda" or "cuda:1"
     settings    fields of `DistillSettings`
@@ -173,12 +172,12 @@ class _Pipeline:
         kept = [] if compact else self._layers_kept(teacher)
         check_modules(student := self._student(teacher, kept), self.plan)  # before anything slow happens
         if self.begun is not None:
-            self._check_alike(self._narrowed(self.begun.model), student, self.begun)
+            self._check_alike(self.begun.model, student, self.begun)
         if not given:
             self._fine_tune(teacher)
         teacher.requires_grad_(False)
         if self._is_narrower(teacher):
-            teacher = self._arranged(teacher, kept)
+            teacher = self._arranged(teacher)
         student = self._student(teacher, kept)
         self.plan = settled(student, self._calibration(), self.plan)
         approximate(student, in_training(self.plan))
@@ -238,15 +237,11 @@ class _Pipeline:
             )
 
     def _go_on(self, student: nn.Module, begun: Loaded) -> str:
-        """Give the student another one's weights, refitted if it is narrower. Returns their digest."""
-        weights = self._narrowed(begun.model).state_dict()
+        """Give the student another one's weights. Returns their digest."""
+        weights = begun.model.state_dict()
         own = in_training(begun.plan() or self.plan)  # longer texts may be outside its ranges
         student.load_state_dict(weights)
-        if self._is_narrower(begun.model):
-            with in_force(begun.model, own):
-                refit(begun.model, student, self._shown())
-        else:
-            self._concentrate(student, own)
+        self._concentrate(student, own)
         return weights_digest(weights.items())
 
     def _judge(self, model: nn.Module) -> float:
@@ -274,15 +269,10 @@ class _Pipeline:
     def _narrowed(self, model: nn.Module) -> nn.Module:
         return narrowed(model, self.settings.heads, self.settings.intermediate)
 
-    def _arranged(self, teacher: nn.Module, kept: list[int]) -> nn.Module:
-        """A copy of the teacher in which the heads and features that the student keeps come first. So they do in the
-        one to go on from."""
-        also: dict[int, nn.Module] = {}
-        if self.begun is not None and self._is_narrower(self.begun.model):
-            path = stack_of(self.begun.model, len(kept))
-            also = {layer: self.begun.model.get_submodule(f"{path}.{i}") for i, layer in enumerate(kept)}
+    def _arranged(self, teacher: nn.Module) -> nn.Module:
+        """A copy of the teacher in which the heads and features that the student keeps come first."""
         teacher = copy.deepcopy(teacher)
-        arrange(teacher, self._shown(), self.settings.heads, self.settings.intermediate, also)
+        arrange(teacher, self._shown(), self.settings.heads, self.settings.intermediate)
         return teacher
 
     def _shown(self) -> list[dict[str, Tensor]]:

@@ -40,7 +40,7 @@ def distill(
     ] = None,
     start: Annotated[
         str | None,
-        Option(help="A student to continue from, with as many layers (default: the teacher's weights)."),
+        Option(help="A student to continue from, of the same shape (default: the teacher's weights)."),
     ] = None,
     budget: Annotated[
         str | None,
