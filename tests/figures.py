@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parents[1] / "bench" / "results"
+STUDENTS = RESULTS.parents[1] / "models" / "students"
 MODELS = {"minilm": "MiniLM-L6", "bert-base": "BERT-base", "smollm2": "SmolLM2, a token"}
 MB = 1e6
 LEVELS = {
@@ -181,6 +182,22 @@ def accuracy() -> str:
     cells[f"agrees with `clear`, of {private[0]['count']} texts in private sessions"] = alike
     head = [f"| 8-bit linears, whole test set | {' | '.join(columns)} |", f"|{'---|' * (1 + len(columns))}"]
     return "\n".join([*head, *(f"| {what} | {' | '.join(row)} |" for what, row in cells.items())]) + "\n"
+
+
+def students() -> str:
+    """The table of docs/distillation.md of packaged students, from what their training recorded."""
+    lines = [
+        "| student | `public_texts`: correlation | same nearest | `imdb`: correlation | same nearest |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ("minilm-fast", "minilm-fast-small", "minilm-fast-long"):
+        likeness = json.loads((STUDENTS / name / "distillation.json").read_text(encoding="utf-8"))["likeness"]
+        cells = [
+            f"{row['spearman']:.2f} | {100 * row['same_nearest']:.0f} %"
+            for row in map(likeness.get, ("public_texts", "imdb"))
+        ]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def wraps() -> str:
