@@ -103,7 +103,7 @@ def compared() -> str:
 
 
 def open_models() -> str:
-    """The table of docs/models.md."""
+    """The table of bench/README.md of public models."""
     lines = [
         "| | plan | in the clear | online | online, offline traffic | rounds | beside float32 |",
         "|---|---|---|---|---|---|---|",
