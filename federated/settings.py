@@ -103,8 +103,6 @@ class FederateSettings(BaseModel):
     examples: int = Field(default=0, ge=0)
     """Examples of a client, about: what that step is divided by, the same for all, and public; 0: the training part,
     dealt evenly."""
-    adaptive: bool = False
-    """The clipping norm follows the median of the updates' norms (dp central)."""
     clip: float = Field(default=1.0, gt=0)
     """The norm that an update, or an example's gradient, is clipped to."""
     noise: float = Field(default=0.0, ge=0)
@@ -139,8 +137,6 @@ class FederateSettings(BaseModel):
             )
         if self.noise and "epsilon" in private:
             raise ValueError("noise and epsilon: either says how much noise there is; leave one of them out")
-        if self.adaptive and self.dp != "central":
-            raise ValueError("adaptive clipping goes with dp central; choose it, or leave adaptive out")
         if self.sample < 1 and self.dp != "example":
             raise ValueError("sample goes with dp example; choose it, or leave sample out")
         if self.epochs > 1 and self.dp == "example":

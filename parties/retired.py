@@ -63,7 +63,7 @@ _ROWS: list[tuple[str, dict[str, str]]] = [
     ("federate", {
         **_settings("strategy", "layers", "hidden", "lora", "trained", "fraction", "epochs", "rate", "clip", "noise",
                     "delta", "alpha", "sample", "epsilon"),
-        "--adaptive": "is a setting now: write --set adaptive=true",
+        "--adaptive": "clips at the norm that --set clip=C says: leave it out",
         "--deploy": "is called --engine processes now",
         "--plot": _DRAWN,
         **dict.fromkeys(("--receipt", "--prices", "--config"), "no receipt is written of training: leave it out"),

@@ -181,8 +181,9 @@ def test_what_needs_no_model_is_said_before_one_is_loaded(refused, tiny_classifi
 
 @pytest.mark.parametrize(("name", "option"), RETIRED)
 def test_an_option_of_earlier_versions_says_what_to_do_instead(refused, name, option):
+    command = ("receipt", "show") if name == "show" else (name,)
     for words in ((option, "9"), (f"{option}=9",)):
-        assert refused(name, "a", *words) == f"blindformer: {option}: {retired.OPTIONS[name][option]}\n"
+        assert refused(*command, "a", *words) == f"blindformer: {option}: {retired.OPTIONS[name][option]}\n"
 
 
 @pytest.mark.parametrize("name", retired.COMMANDS)
