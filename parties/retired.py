@@ -70,7 +70,7 @@ _ROWS: list[tuple[str, dict[str, str]]] = [
     }),
     ("tune", {"--heads": "leave it out: distill --layers N, --set heads=N or --budget makes a smaller model"}),
     ("tune evaluate", {"--report": _DRAWN}),
-    ("models", {"--html": "leave it out: --format json has all fields"}),
+    ("show", {"--html": "leave it out: --format json has all fields"}),
     ("demo gateway precompute", {"--threads": "leave it out: one thread computes"}),
     ("up", {"--threads": "is of compile: blindformer compile MODEL --threads N --out FOLDER, then up FOLDER"}),
     ("up gateway", {"--key-file": key("key in [gateway]")}),
