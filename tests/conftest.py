@@ -57,6 +57,7 @@ SLOW = (
     "federated/test_command.py",
     "federated/test_deploy.py",
     "federated/test_texts.py",
+    "models/artifacts/test_leaks.py::test_the_search_finds",
     "models/delegated/test_folder.py::test_a_large_model",
     "models/distillation/test_budget.py",
     "models/distillation/test_checkpoints.py",

@@ -133,21 +133,14 @@ def test_a_model_whose_name_a_library_does_not_take_is_one_line(refused, tiny_cl
     [
         ("run M", "standard input: holds no texts; write one a line, or give some as arguments"),
         ("run M ./photo.png", "./photo.png: there is no such file; if this word is the text, give `-`"),
-        ("run M --file absent", "absent: cannot be read (No such file or directory)"),
         ("run M text --length long", "--length long: give auto, exact or a number of tokens"),
         ("run M text --calibrate absent", "--calibrate absent: cannot be read (No such file or directory)"),
-        ("query .", "standard input: holds no texts"),
-        ("query . --file absent", "absent: cannot be read"),
         ("query . text --length exact", "--length exact: give auto or a number of tokens"),
-        ("chat M --system absent", "--system absent: cannot be read"),
         ("chat M ", "prompt: is empty"),
         ("evaluate M --text absent", "--text absent: cannot be read"),
-        ("evaluate M --text . --system absent", "--system absent: cannot be read"),
         ("tune M --data uci --out nowhere/p.json", "--out nowhere/p.json: its folder is not there; make it, or name"),
-        ("estimate M --calibrate absent", "--calibrate absent: cannot be read"),
         ("compile M --out o --calibrate absent", "--calibrate absent: cannot be read"),
         ("compile M --out o --lengths 8,x", "--lengths 8,x: give numbers of tokens with commas"),
-        ("compile M --out o --chat --system absent", "--system absent: cannot be read"),
     ],
 )
 def test_what_can_be_seen_before_is_said_before_anything_is_loaded(refused, monkeypatch, tmp_path, words, line):
@@ -171,7 +164,6 @@ def test_what_can_be_seen_before_is_said_before_anything_is_loaded(refused, monk
         ("evaluate {model} --data uci --teacher ./absent", "./absent: there is no such folder"),
         ("evaluate {model} --data absent", "absent: no such file or data set"),
         ("estimate {model} --network moon", "network moon: not known"),
-        ("compile {model} --network moon --out o", "network moon: not known"),
     ],
 )
 def test_what_needs_no_model_is_said_before_one_is_loaded(refused, tiny_classifier, monkeypatch, words, line):
