@@ -14,10 +14,11 @@ from ..building import typical_inputs
 from ..cached import cached
 from ..compile import Logged, Progress, part_of
 from ..loading.load import Loaded, load
-from .folder import check_part, save_delegated, write_integers
+from .folder import check_part, save_delegated
 from .head import compile_head, head_of, without_head
 from .manifest import plan_name, ring_of
 from .part import delegated_part
+from .weights import write_integers
 
 
 def delegate_folder(

@@ -151,8 +151,8 @@ def _delegate(model: str, out: Path, plan: str | None, given: dict[str, Any], th
     with loading(threads) as phases:
         from ...models.artifacts.layout import versions
         from ...models.delegated.building import delegate_folder
-        from ...models.delegated.folder import load_weights
         from ...models.delegated.head import private_of
+        from ...models.delegated.weights import load_weights
         from ...models.loading.load import load
         from ..session.delegation import PublicWeights
 

@@ -155,7 +155,7 @@ def _show_delegated(folder: Path, form: str) -> None:
     """The groups of layers that are delegated, and the bytes that one row of each sends."""
     with loading(notes=1) as phases:
         from ...models.artifacts.layout import parts_of
-        from ...models.delegated.folder import load_weights
+        from ...models.delegated.weights import load_weights
         from ..session.delegation import PublicWeights
 
         part, place = next(iter(parts_of(folder).items()))

@@ -28,16 +28,16 @@ def accounted(noise, rate, steps, delta=1e-5):
     return counted.get_epsilon(delta=delta)
 
 
-@pytest.mark.parametrize("secagg", [False, True])
 @pytest.mark.parametrize(
-    ("rate", "given"),
+    ("secagg", "rate", "given"),
     [
-        (1.0, {"dp": "central"}),
-        (0.5, {"dp": "central", "clients": 16, "fraction": 0.5}),  # each is drawn by itself, and a sum needs three
-        (1.0, {"dp": "local"}),
-        (0.5, {"dp": "example", "sample": 0.5}),
+        (False, 1.0, {"dp": "central"}),
+        # Each is drawn by itself, and a sum needs three.
+        (True, 0.5, {"dp": "central", "clients": 16, "fraction": 0.5}),
+        (True, 1.0, {"dp": "local"}),
+        (False, 0.5, {"dp": "example", "sample": 0.5}),
         # Clients share no example: a round counts for each as if it had been asked.
-        (0.5, {"dp": "example", "sample": 0.5, "fraction": 0.75}),
+        (True, 0.5, {"dp": "example", "sample": 0.5, "fraction": 0.75}),
     ],
 )
 def test_epsilon_is_the_accountants_for_the_rounds_that_were_asked_for(data, tmp_path, secagg, rate, given):

@@ -35,7 +35,7 @@ ONE = (1,)
 READS = [  # the program, and how many tokens are read before a draft is rejected that kept so many, and after it
     ("compiled", (11, 1, 1), 12, (4, *ONE * 4), 2, 2e-2),
     pytest.param("roomy", (57, *ONE * 18, 62, *ONE * 3), 140, (), 6, 3e-2, marks=pytest.mark.slow),
-    ("windowed", (180, *ONE * 4, 11), 186, (*ONE * 10, 24), 2, 3e-2),
+    pytest.param("windowed", (180, *ONE * 4, 11), 186, (*ONE * 10, 24), 2, 3e-2, marks=pytest.mark.slow),
 ]
 
 
