@@ -100,7 +100,7 @@ def estimate(
         int | None,
         Option(
             min=32,
-            help="Estimate a conversation of so many tokens, answers included (default: one query of a text).",
+            help="Estimate a conversation of this many tokens (default: one query).",
         ),
     ] = None,
     window: Annotated[options.Window, TALKS] = None,

@@ -25,12 +25,10 @@ def tune(
         Option(help="What the budget counts: accuracy, or agreement with float32 or a student's plan."),
     ] = "accuracy",
     plan: options.OwnPlan = None,
-    out: Annotated[
-        Path | None, Option(help="A .json file to write the plan into (default: it is only printed).")
-    ] = None,
-    report: Annotated[Path | None, Option(help="A .png file to draw the frontier into (default: none).")] = None,
+    out: Annotated[Path | None, Option(help="A .json file for the plan (default: print it).")] = None,
+    report: Annotated[Path | None, Option(help="A .png file for a plot of the frontier (default: none).")] = None,
     length: Annotated[int, Option(min=8, help="Tokens that a query has.")] = 32,
-    network: Annotated[str, Option(help="The network that seconds are of: loopback, lan or wan.")] = "lan",
+    network: Annotated[str, Option(help="loopback, lan or wan.")] = "lan",
     texts: Annotated[int, Option(min=10, help="Validation texts that plans are judged on.")] = 300,
     seed: options.TrainedSeed = None,
     columns: options.Columns,
