@@ -214,7 +214,7 @@ def _summary(row: Row) -> str:
     if row.refused:
         return f"refused: {row.refused}"
     accuracy = f"cosine {row.cosine:.6f}, beaver {row.beaver_cosine:.6f}, error {row.error:.4f} of {row.largest:.2f}"
-    return f"{accuracy}, {row.rounds} rounds, {_megabytes(row)} MB, compiled in {row.compile_s:.1f} s"
+    return f"{accuracy}, {row.rounds} rounds, {row.online_bytes / 1e6:.2f} MB, compiled in {row.compile_s:.1f} s"
 
 
 if __name__ == "__main__":
