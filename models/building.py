@@ -61,15 +61,10 @@ def compile_folder(
     lengths      padded lengths in tokens (default: those of 32, 64, 128 that the model takes); not for images
     plan         a preset's name or a plan (default: the model's own, else "faithful")
     calibration  typical texts, or files, folders or PIL images; never a user's (default: built-in texts)
-    embedding    "client": every client gets the embedding block (default); "private": the server keeps it
-    weights      "private", "public" or patterns, as in `compile` (default: private; the base of an adapter is public)
-    outputs      names of outputs to compute and reveal (default: all)
     texts        texts or images of one query (default: 1; for encrypted queries as many as fit)
     samples      of audio, at least; longer calibration audio raises it
-    progress     called with (what, done, total) (default: steps are logged)
-    kept         measurements of an interrupted compilation, to reuse and extend
 
-    A program of sums and products also serves encrypted queries.
+    The other arguments are those of `compile`. A program of sums and products also serves encrypted queries.
 
     Raises LoadError, ArtifactError, TooDeep, and the errors of `compile`.
     """

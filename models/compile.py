@@ -188,8 +188,7 @@ def compile(
     inputs     inputs that are public, or state that is kept between runs (default: all are the client's)
     like       the same model at other shapes, whose ranges and scales are reused; one batch is enough
     states     fractional bits of states that another program keeps, by name
-    traces     traces of the model at other shapes, to reuse
-    kept       measurements of an interrupted compilation, to reuse and extend
+    traces     traces of the model at other shapes; `kept`: measurements of an interrupted compilation, both to reuse
 
     Raises LoweringError, ProgramError, PlanError, CalibrationError and WeightsError.
     """
