@@ -237,8 +237,7 @@ def check_one_pass(loaded: Loaded) -> None:
     """Errors: LoadError for a model whose answer is no one pass."""
     if loaded.task.writes:
         raise LoadError(
-            f"{loaded.name}: answers token by token, so no query has one price; compile it with `blindformer compile`, "
-            "or ask it with bf.pipeline"
+            f"{loaded.name}: answers token by token: compile it with `blindformer compile`, or ask bf.pipeline"
         )
 
 
@@ -306,9 +305,8 @@ def _within(loaded: Loaded, plan: Plan | str, batches: Batches, progress: Progre
     if len(within) == len(batches) or not within:
         return batches
     warnings.warn(
-        f"{loaded.name}: {len(batches) - len(within)} of {len(batches)} inputs of calibration leave the ranges that "
-        f"its plan was calibrated on, first at {next(site for sites in left for site in sites)}; inputs like them may "
-        "be refused: distil again, or give typical inputs (--calibrate)",
+        f"{loaded.name}: {len(batches) - len(within)} of {len(batches)} calibration inputs leave the plan's ranges, "
+        f"first at {next(site for sites in left for site in sites)}; distil again, or --calibrate typical inputs",
         CalibrationWarning,
         stacklevel=4,
     )

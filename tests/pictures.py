@@ -227,14 +227,8 @@ def accuracy_by_cost() -> str:
         points.append((report["ckks"]["mb_a_text"], 100 * report["accuracy"]["clear"]["value"], label, "client"))
     for cost, right, label, kind in points:
         drawing.dot(x(cost), y(right), kind)
-        end = "end" if kind == "server" else "start"
-        drawing.text(
-            x(cost) + (-10 if end == "end" else 10),
-            y(right) + (-6 if label == "encrypted, 2 layers" else 6),
-            label,
-            kind,
-            end,
-        )
+        end, down = "end" if kind == "server" else "start", -6 if label.endswith("2 layers") else 6
+        drawing.text(x(cost) + (-10 if end == "end" else 10), y(right) + down, label, kind, end)
     return drawing.svg()
 
 

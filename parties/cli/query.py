@@ -80,8 +80,8 @@ def answer_rows(
     print_result(form, {"out": out, **asdict(report), "per_second": report.per_second, **facts}, summary)
     if doubtful := bool(report.distrusted or (report.canaries and report.canaries.unlike)):
         print(
-            f"blindformer: canaries: {report.distrusted:,} rows were asked with one whose answer is not as known: "
-            "do not trust these answers; column `distrusted` says which",
+            f"blindformer: canaries: {report.distrusted:,} rows are beside a wrong canary answer: "
+            "do not trust them (column `distrusted`)",
             file=sys.stderr,
         )
     if report.failed or doubtful:

@@ -138,8 +138,8 @@ def _show(best: Any, network: str) -> None:
     out.print(
         f"Lost, KL and agreement: against {best.reference} in torch"
         + ("" if best.reference == "float32" else ", which the weights were trained for")
-        + ".\nNothing was trained: what needs distillation breaks an untouched model, and the figures show how much.\n"
-        "The layers that bear it best are those where a student has least to learn."
+        + ".\nNothing was trained: the figures show how much each change alters the untouched model.\n"
+        "The layers that lose least are those where a student has least to learn."
     )
 
 

@@ -213,8 +213,7 @@ class PrivateModel:
                 batches = [inputs]
             if len(batches) < _FEW and not (isinstance(self.plan, Plan) and self.plan.ranges):
                 warnings.warn(
-                    "calibrating on one example: other inputs may leave the ranges it shows; "
-                    "pass calibration=[...] with some dozens of typical batches",
+                    "calibrating on one example: other inputs may leave its ranges; pass calibration=[...], dozens",
                     stacklevel=3,
                 )
             self._programs[shapes] = compile(self.model, batches, self.plan, **self.options)
