@@ -287,7 +287,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 Data = Annotated[
     str,
-    Option(help="Labelled examples: a data set (or NAME=FOLDER), a table, or a folder of `datasets`."),
+    Option(help="Labelled examples: a data set (or NAME=FOLDER), or a table."),
 ]
 Seed = Annotated[int, Option(min=0, help="Seed of the split and of all randomness.")]
 TrainedSeed = Annotated[
