@@ -55,10 +55,7 @@ def _softmax(overrides: Overrides, func: Any, input: Tensor, dim: Any = None, *r
     if chosen.function is None and overrides.observer is None:
         return exact()
     if chosen.features:
-        raise PlanError(
-            f"{site}: softmax {chosen.name} needs queries and keys; load the model with "
-            "attn_implementation='sdpa', or use another"
-        )
+        raise PlanError(f"{site}: softmax {chosen.name} needs queries and keys; load with attn_implementation='sdpa'")
     last = dim in (-1, x.dim() - 1)
     keep, scores = keep_and_scores(x if last else x.transpose(dim, -1))
     overrides.show(site, "softmax", scores)

@@ -38,29 +38,27 @@ def federate(
     ] = None,
     plan: Annotated[
         str | None,
-        Option(
-            help="A preset or a plan's JSON file (default: of texts the model's own, else faithful; of images fast)."
-        ),
+        Option(help="A preset or a JSON file (default: the model's own, else faithful; of images fast)."),
     ] = None,
     model: Annotated[str, Option(help="The model of texts that training begins with.")] = "minilm",
     secagg: Annotated[
-        bool, Option("--secagg", help="Secure aggregation: the server learns the sum of the updates alone.")
+        bool, Option("--secagg", help="Secure aggregation: the server learns only the sum of updates.")
     ] = False,
     dp: Annotated[
         Literal["none", "central", "local", "example"],
         Option(
-            help="Differential privacy of a client (central: noise on the sum; local: on updates) or of an example.",
+            help="Differential privacy of a client (central, local) or of an example.",
         ),
     ] = "none",
     settings: Annotated[list[str] | None, SETTINGS.option("alpha=0.5")] = None,
     node_config: Annotated[
         list[str] | None,
-        Option(help="Clients' terms: least-noise=1.0; N:TERMS: of client N. May be repeated."),
+        Option(help="Clients' terms, such as least-noise=1.0; N:TERMS: of client N. May be repeated."),
     ] = None,
     engine: Annotated[
         Literal["here", "processes"],
         Option(
-            help="Where clients run: here: this process; processes: SuperNodes over TLS.",
+            help="here: this process; processes: SuperNodes over TLS.",
         ),
     ] = "here",
     seed: options.Seed = 0,

@@ -132,8 +132,7 @@ class FederateSettings(BaseModel):
         private = [name for name in OF_PRIVACY if name in self.model_fields_set]
         if private and self.dp == "none":
             raise ValueError(
-                f"{' and '.join(private)}: without dp nothing is clipped, no noise is added; choose dp central, local "
-                "or example, or leave it out"
+                f"{' and '.join(private)}: needs differential privacy; set dp to central, local or example"
             )
         if self.noise and "epsilon" in private:
             raise ValueError("noise and epsilon: either says how much noise there is; leave one of them out")

@@ -59,14 +59,10 @@ def compile_folder(
     lengths      padded lengths in tokens (default: those of 32, 64, 128 that the model takes); not for images
     plan         a preset's name or a plan (default: the model's own, else "faithful")
     calibration  typical texts, or files, folders or PIL images; never a user's (default: built-in texts)
-    embedding    "client": every client gets the embedding block (default); "private": the server keeps it
-    weights      "private", "public" or patterns, as in `compile` (default: private; the base of an adapter is public)
-    outputs      names of outputs to compute and reveal (default: all)
     texts        texts or images of one query (default: 1; for encrypted queries as many as fit)
     samples      of audio, at least; longer calibration audio raises it
-    progress     called with (what, done, total) (default: steps are logged)
 
-    A program of sums and products also serves encrypted queries.
+    The other arguments are those of `compile`. A program of sums and products also serves encrypted queries.
 
     Raises LoadError, ArtifactError, TooDeep, and the errors of `compile`.
     """
@@ -231,8 +227,7 @@ def check_one_pass(loaded: Loaded) -> None:
     """Errors: LoadError for a model whose answer is no one pass."""
     if loaded.task.writes:
         raise LoadError(
-            f"{loaded.name}: answers token by token, so no query has one price; compile it with `blindformer compile`, "
-            "or ask it with bf.pipeline"
+            f"{loaded.name}: answers token by token: compile it with `blindformer compile`, or ask bf.pipeline"
         )
 
 
@@ -296,9 +291,8 @@ def _within(loaded: Loaded, plan: Plan | str, batches: Batches, progress: Progre
     if len(within) == len(batches) or not within:
         return batches
     warnings.warn(
-        f"{loaded.name}: {len(batches) - len(within)} of {len(batches)} inputs of calibration leave the ranges that "
-        f"its plan was calibrated on, first at {next(site for sites in left for site in sites)}; inputs like them may "
-        "be refused: distil again, or give typical inputs (--calibrate)",
+        f"{loaded.name}: {len(batches) - len(within)} of {len(batches)} calibration inputs leave the plan's ranges, "
+        f"first at {next(site for sites in left for site in sites)}; distil again, or --calibrate typical inputs",
         CalibrationWarning,
         stacklevel=4,
     )

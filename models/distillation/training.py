@@ -182,7 +182,7 @@ def _diverged(stage: Stage, state: _State, loss: float, indices: Sequence[int], 
     kept = f"the last good checkpoint is {file}" if file.is_file() else "no checkpoint was due before"
     return (
         f"stage {stage.name}, step {state.step + 1}: {what}; {stage.blame(indices)}. {kept}; "
-        "lower the learning rate or raise the range weight, in another folder"
+        "lower the learning rate or raise the range weight, in a new folder"
     )
 
 

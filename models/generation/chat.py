@@ -67,8 +67,7 @@ class Chat:
             template = getattr(self.tokenizer, "chat_template", None) is not None
             remedy = "use tokenizer.apply_chat_template" if template else f"put the tokens {self.prefix} before it"
             raise GenerationError(
-                f"conversation: does not begin with {self.tokenizer.decode(self.prefix)!r}, as the model was compiled; "
-                f"its system prompt is the owner's; {remedy}"
+                f"conversation: must begin with the owner's {self.tokenizer.decode(self.prefix)!r}; {remedy}"
             )
         if len(tokens) == len(self.prefix):
             raise GenerationError("prompt: has no token after the prefix; write something to be continued")
@@ -180,9 +179,8 @@ def _with_sink(
     if outlier.times < _FAR:
         return error
     return type(error)(
-        f"{error}. Of the calibration texts, token {tokenizer.decode([outlier.token])!r} at place {outlier.place} has "
-        f"values {outlier.times:.0f} times those of others in {outlier.module}: say it in the system "
-        "prompt (--system), which is computed in the clear"
+        f"{error}. Token {tokenizer.decode([outlier.token])!r} at place {outlier.place} has {outlier.times:.0f} times "
+        f"others' values in {outlier.module}: add it to the prompt (--system)"
     )
 
 

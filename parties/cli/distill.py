@@ -28,7 +28,7 @@ def distill(
     teacher: Annotated[
         str,
         Option(
-            help="The teacher: a classifier's folder, an encoder (fine-tuned first), or vit (a new image model).",
+            help="A classifier's folder, an encoder (fine-tuned first), or vit (a new image model).",
         ),
         options.NAMES_MODEL,
     ] = "minilm",
@@ -45,7 +45,7 @@ def distill(
     budget: Annotated[
         str | None,
         Option(
-            help="Most that a query may cost on a LAN: 0.2s, 50MB (default: none).",
+            help="Maximum cost of a query on a LAN: 0.2s, 50MB (default: none).",
         ),
         Without("--layers", "--teacher vit"),
     ] = None,

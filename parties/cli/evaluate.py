@@ -41,12 +41,10 @@ def evaluate(
         str,
         Option(help="How to run it, with commas: torch, clear (fixed point), beaver, ckks, crypten, delegated."),
     ] = "torch,clear",
-    plan: Annotated[
-        str | None, Option(help="A preset or a plan's JSON file (default: the folder's plan.json).")
-    ] = None,
+    plan: Annotated[str | None, Option(help="A preset or a JSON file (default: the folder's plan.json).")] = None,
     teacher: Annotated[
         str | None,
-        Option(help="Model to measure agreement with (default: DIR/teacher, else this model in float32)."),
+        Option(help="Model to measure agreement with (default: DIR/teacher, else float32)."),
         OF_DATA,
         options.NAMES_MODEL,
     ] = None,
@@ -59,12 +57,12 @@ def evaluate(
         int | None, Option(min=8, help="Tokens that longer texts are cut at, in every row (default: 128)."), OF_DATA
     ] = None,
     tokens: Annotated[
-        int | None, Option(min=32, help="Tokens of a window of the text, as of a conversation (default: 256)."), OF_TEXT
+        int | None, Option(min=32, help="Tokens of a window of the text (default: 256)."), OF_TEXT
     ] = None,
     window: Annotated[options.Window, OF_TEXT] = None,
     system: Annotated[
         Path | None,
-        Option(help="A file with the system prompt that begins each window (default: the model's own)."),
+        Option(help="File with the system prompt (default: the model's own)."),
         OF_TEXT,
     ] = None,
     seed: Annotated[options.TrainedSeed, OF_DATA] = None,

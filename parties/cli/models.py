@@ -105,11 +105,9 @@ FIRST = 3  # of many names
 def show(
     name: Annotated[
         str,
-        Argument(help="A compiled folder or its part, or a name in `blindformer models`."),
+        Argument(help="A compiled folder, its part, or a name in `blindformer models`."),
     ],
-    length: Annotated[
-        int | None, Option(min=0, help="Show the layers of this compiled length only (default: of all).")
-    ] = None,
+    length: Annotated[int | None, Option(min=0, help="Only this compiled length (default: all).")] = None,
     precision: Annotated[
         bool,
         Option(
@@ -315,7 +313,7 @@ def rm(
     ],
     length: Annotated[
         list[int] | None,
-        Option(help="Remove only what is compiled for so many tokens (default: all lengths). May be repeated."),
+        Option(help="Only this compiled length (default: all). May be repeated."),
     ] = None,
     dry_run: DryRun = False,
     form: options.Form = "text",
@@ -336,7 +334,7 @@ def prune(
         Option(
             parser=_seconds,
             metavar="AGE",
-            help="Also remove what was not used for so long: 12h, 30d, 4w (default: any age).",
+            help="Also what was unused for 12h, 30d, 4w (default: any age).",
         ),
     ] = None,
     everything: Annotated[bool, Option("--all", help="Remove all that is compiled, and all masked weights.")] = False,

@@ -36,7 +36,7 @@ class ReceiptOptions:
 
     receipt: Annotated[
         Path | None,
-        Option(help="File for a receipt, as JSON: what all parties state, signed (default: none)."),
+        Option(help="File for a signed receipt, as JSON (default: none)."),
     ] = None
 
     def reckon(self, protocol: str = DEFAULT, config: Path | None = None) -> PricesSection | None:

@@ -67,7 +67,7 @@ def run(
     ] = None,
     length: Annotated[
         str,
-        Option(help="Padded length: auto: 16, 32, 64 ...; exact: the text's own, which it reveals; or a number."),
+        Option(help="Padded length: auto, exact (reveals the text's own), or a number."),
     ] = "auto",
     truncate: options.Truncate = "off",
     seconds: options.Seconds = None,

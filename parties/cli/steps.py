@@ -163,7 +163,7 @@ def published(
     if owners is not None or not set(models) <= set(PUBLISHED):
         return owners
     if adapter:
-        note("an adapter is its server's secret, so the model is compiled; --weights public keeps it here, in seconds")
+        note("an adapter is the server's secret, so the model is compiled; --weights public keeps it here")
     if adapter or any(of_private):
         return None
     whose = f"{models[0]}'s weights are" if len(models) == 1 else "these models' weights are"
@@ -236,10 +236,7 @@ def warn_untrained(plan: Any, own: Any = None) -> None:
     own: the plan in the model's folder, which `distill` and `federate` leave there: the one it was trained with.
     """
     if plan.needs_distillation() and not (own is not None and own.same_functions(plan)):
-        note(
-            f"plan {plan.name} is for models trained with it (distill, federate); with other weights its answers are "
-            "far off"
-        )
+        note(f"plan {plan.name} needs a model trained with it (distill, federate); answers will be far off")
 
 
 def read_system(path: Path, encoding: str | None = None) -> str:

@@ -25,11 +25,9 @@ def tune(
         Option(help="What the budget counts: accuracy, or agreement with float32 or a student's plan."),
     ] = "accuracy",
     plan: options.OwnPlan = None,
-    out: Annotated[
-        Path | None, Option(help="A .json file to write the plan into (default: it is only printed).")
-    ] = None,
+    out: Annotated[Path | None, Option(help="A .json file for the plan (default: print it).")] = None,
     length: Annotated[int, Option(min=8, help="Tokens that a query has.")] = 32,
-    network: Annotated[str, Option(help="The network that seconds are of: loopback, lan or wan.")] = "lan",
+    network: Annotated[str, Option(help="loopback, lan or wan.")] = "lan",
     texts: Annotated[int, Option(min=10, help="Validation texts that plans are judged on.")] = 300,
     seed: options.TrainedSeed = None,
     columns: options.Columns,
@@ -129,8 +127,8 @@ def _show(best: Any, network: str) -> None:
     out.print(
         f"Lost, KL and agreement: against {best.reference} in torch"
         + ("" if best.reference == "float32" else ", which the weights were trained for")
-        + ".\nNothing was trained: what needs distillation breaks an untouched model, and the figures show how much.\n"
-        "The layers that bear it best are those where a student has least to learn."
+        + ".\nNothing was trained: the figures show how much each change alters the untouched model.\n"
+        "The layers that lose least are those where a student has least to learn."
     )
 
 

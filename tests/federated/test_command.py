@@ -120,7 +120,7 @@ def test_a_model_trained_with_a_plan_gets_no_warning_about_it(capsys):
     assert capsys.readouterr().err == ""
     for own in (None, Plan.preset("faithful"), Plan.preset("he")):
         warn_untrained(fast, own)
-        assert "note: plan fast is for models trained with it (distill, federate)" in capsys.readouterr().err
+        assert "note: plan fast needs a model trained with it (distill, federate)" in capsys.readouterr().err
 
 
 def shown(capsys, dp, *rounds):

@@ -102,7 +102,7 @@ def test_the_token_alone_is_that_of_the_scores(call, report_of, refused, talks, 
     draw = ("chat", folder, *words, "--temperature", 1.5, "--seed", 2)
     assert report_of(*draw)["tokens"] == report_of(*draw, "--protocol", "clear")["tokens"] != scores
     line = refused("chat", folder, *words, "--temperature", 1, "--top-p", 0.5)
-    assert "top_p: needs the scores of all words" in line
+    assert "top_p: the model reveals only the token" in line
 
 
 def test_chat_takes_lines_and_commands(call, talks, tmp_path):
