@@ -67,7 +67,7 @@ class Chat:
             template = getattr(self.tokenizer, "chat_template", None) is not None
             remedy = "use tokenizer.apply_chat_template" if template else f"put the tokens {self.prefix} before it"
             raise GenerationError(
-                f"conversation: must begin with the owner's {self.tokenizer.decode(self.prefix)!r}; {remedy}"
+                f"conversation: must begin with the owner's prefix {self.tokenizer.decode(self.prefix)!r}; {remedy}"
             )
         if len(tokens) == len(self.prefix):
             raise GenerationError("prompt: has no token after the prefix; write something to be continued")

@@ -50,7 +50,7 @@ def test_no_allowed_operation_writes_to_its_argument_or_to_the_machine():
     ("given", "message"),
     [
         ({"y": torch.zeros(1)}, r"^input x: is missing; the program takes x$"),
-        ({"x": torch.zeros(1, 3)}, r"input x: has shape \[1, 3\], the program takes \[1, 2\]; pad to the prog"),
+        ({"x": torch.zeros(1, 3)}, r"input x: has shape \[1, 3\], the program takes \[1, 2\]; pad to that"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named_with_the_remedy(given, message):

@@ -116,7 +116,7 @@ def test_more_than_one_text_at_once_is_refused(private, prompts, options):
 
 
 def test_a_prompt_without_the_public_beginning_is_told_what_to_put_there(private):
-    with pytest.raises(GenerationError, match=r"does not begin with '<s>'.*; put the tokens \[1\] before it"):
+    with pytest.raises(GenerationError, match=r"the owner's prefix '<s>'; put the tokens \[1\] before it"):
         private.generate(torch.tensor([[9, 10]]), **GREEDY)
 
 
