@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 import httpx
 import psutil
 from blindformer.models.generation.folder import talks
-from blindformer.parties.gateway.people import add_key
+from blindformer.parties.gateway.access import add_key
 from rich.table import Table
 
 from .harness import BenchError, Report, Say, carry_out, columns, parser

@@ -33,7 +33,6 @@ from pydantic import (
 from ..levels import is_device
 from ..models.loading.truncation import Truncation
 from ..protocols.errors import BlindformerError
-from . import retired
 from .addresses import FORM, Address, parse_address
 from .launch import LOCAL
 from .registry import DEFAULT, deployed, find, served, served_with
@@ -460,8 +459,6 @@ def _explain(fault: Any, path: Path | None, flags: dict[str, Any]) -> str:
     key = ".".join(parts)
     where = "the command line" if key in flags or path is None else str(path)
     if fault["type"] == "extra_forbidden":
-        if instead := retired.KEYS.get(key):
-            return f"{where}: {key}: {instead}"
         return f"{where}: {key}: is not a known key; {_suggest(parts)}"
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if fault["type"] == "model_type":

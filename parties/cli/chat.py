@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.chat import Chat
     from ...models.generation.conversation import Completion, Conversation
     from ...models.loading.load import Loaded
-    from ..session.part_runs import OnPass
+    from ..session.online import OnPass
 
 
 Model = Annotated[

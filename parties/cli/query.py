@@ -56,7 +56,7 @@ def answer_rows(
     """Every row of a table, answered once. `settings`: of BulkJob. Errors: BlindformerError; Exit 1 if a row has no
     answer."""
     from ..bulk.job import BulkJob
-    from ..session.compute_slots import span
+    from ..session.messages import span
 
     files = inputs.file or []
     if len(files) != 1:

@@ -34,9 +34,10 @@ from ...protocols.errors import (
     PeerTimeout,
 )
 from ..config import Settings
+from ..launch import LocalOptions
 from ..session.helper_topology import HelperParty
 from ..session.messages import SAME_VERSION, Shares, out_of_place, patient, read, refusing
-from ..session.part_runs import count_of, may_reveal
+from ..session.online import count_of, may_reveal
 from ..session.preprocessed import BackgroundTask
 from ..session.rendezvous_two import my_hello, seed_dealer
 from ..session.spool import Spool
@@ -47,7 +48,6 @@ from ..transport.handshake import answer_of, meet
 from ..transport.stream import PlainWire, StreamChannel
 from ..transport.tls import TlsChannel
 from .child import Control
-from .local_options import LocalOptions
 from .service import TOGETHER, Service
 
 OWNER, SESSION = "client", "helper"  # by the role of who sits at the other end of the process's own connection

@@ -21,19 +21,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...protocols.channel import Channel
 from ..config import Address, ServerSection, Settings
-from ..session.compute_slots import LimitReached
+from ..launch import LocalOptions
+from ..session.messages import LimitReached
 from ..transport.handshake import Hello, answer_of, answer_probe, greet, is_probe, knock, meet, my_facts
 from ..transport.tls import TlsChannel, welcome
 from .acceptor import Acceptor
 from .admission import ServiceLimits
 from .child import Control, abort_on_error
-from .control import ChildReport, Introduced, Limited
+from .control import ChildReport, Introduced, Limited, PartyWatch
 from .identity import Identity, Renewal
-from .local_options import LocalOptions
 from .logs import Log
 from .metrics import Exporter, Metrics
 from .supervisor import ConnectionKind, Supervisor
-from .watch import PartyWatch
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..session.spool import Spool

@@ -38,11 +38,12 @@ from ...protocols.states import KeptStates
 from ...protocols.streams import SEED_BYTES, Stream, derive
 from ..receipts.statement import Signer
 from .audits import AuditToken, Draw, draw_card, is_drawn, receive_card
-from .compute_slots import ComputeSlots, Unlimited
 from .masked_weights import Served, WeightMasks, read_keys
 from .messages import (
     SAME_VERSION,
+    ComputeSlots,
     PartRun,
+    Unlimited,
     goodbye,
     out_of_place,
     read,
@@ -53,8 +54,7 @@ from .messages import (
     refusing,
     requests,
 )
-from .online import peak_rss_mb
-from .part_runs import may_run
+from .online import may_run, peak_rss_mb
 from .preprocessed import GB, BackgroundTask, Pace, masks, query_key
 from .rendezvous_two import SeedError
 from .vouching import REQUEST, SessionNotes, vouch_as_dealer

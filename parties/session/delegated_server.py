@@ -15,7 +15,6 @@ from ...protocols.channel import Channel, Meter
 from ...protocols.delegated.arithmetic import linear32, pack_ring, ring_bytes, unpack_ring
 from ...protocols.seeds import new_seed
 from ..receipts.statement import Signer
-from .compute_slots import ComputeSlots, Unlimited
 from .dealing import Replay
 from .delegation import (
     MEMORY_BYTES,
@@ -35,7 +34,18 @@ from .delegation import (
     row_of,
     stored_for,
 )
-from .messages import amount, out_of_place, read, read_number, receive_expected, receive_for_query, refusing, requests
+from .messages import (
+    ComputeSlots,
+    Unlimited,
+    amount,
+    out_of_place,
+    read,
+    read_number,
+    receive_expected,
+    receive_for_query,
+    refusing,
+    requests,
+)
 from .online import OnQuery, Timings, peak_rss_mb
 from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, TaskQueue
 from .spool import Missing, Ref, Spool, SpoolError, answer_proposal

@@ -42,8 +42,7 @@ from ...protocols.delegated.arithmetic import PassMasks, linear32, pack_ring, ri
 from ...protocols.errors import PeerGone, PeerProtocolError
 from ...protocols.wire import wire_bytes
 from ..receipts.statement import Signer
-from .compute_slots import ComputeSlots, Unlimited
-from .messages import Message, read, read_number, refusing, requests
+from .messages import ComputeSlots, Message, Unlimited, read, read_number, refusing, requests
 from .online import peak_rss_mb
 from .preprocessed import GB, query_key
 from .rendezvous_two import SeedError

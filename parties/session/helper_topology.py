@@ -41,16 +41,18 @@ from ...protocols.streams import new_seed
 from ..receipts.statement import SessionFacts, SignedStatement
 from ..transport.frames import send_error
 from ..transport.handshake import Address, abort, meet, new_session
-from .compute_slots import ComputeSlots, SlotsBusy, Unlimited
 from .masked_weights import PublicPart, constants_of
 from .messages import (
     ONE_RUN,
     Announce,
+    ComputeSlots,
     Handed,
     PartRun,
     Runs,
     Seed,
     Shares,
+    SlotsBusy,
+    Unlimited,
     Waiting,
     amount,
     goodbye,
@@ -61,8 +63,7 @@ from .messages import (
     refusing,
     requests,
 )
-from .online import Answer, OnQuery, Progress, Timings, peak_rss_mb
-from .part_runs import QueryingParty, check_runs, rows_of_a_run
+from .online import Answer, OnQuery, Progress, QueryingParty, Timings, check_runs, peak_rss_mb, rows_of_a_run
 from .preprocessed import BackgroundTask
 from .rendezvous_two import my_hello
 from .two_party_client import ClientParty

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 
 import pytest
 from blindformer.models.loading import load
-from blindformer.parties import retired
-from blindformer.parties.cli import chat, compile, estimate, evaluate, query, run, steps, tune
+from blindformer.parties.cli import chat, compile, estimate, evaluate, query, run, steps
 from blindformer.parties.cli.commands import IN_FILE, Needs, Without
 from blindformer.parties.config import Settings, key_of
 from blindformer.tests.pages import command_line, leaves
@@ -23,7 +21,6 @@ RULES = [
     for rule in command.rules[parameter.name]
     for other in (rule.others if isinstance(rule, Without) else rule.others[:1])
 ]
-RETIRED = [(name, option) for name, options in retired.OPTIONS.items() for option in options]
 
 
 def value(parameter):
@@ -70,7 +67,7 @@ def test_an_option_that_is_a_key_of_the_file_names_it(refused, name):
     options = {option for parameter in COMMANDS[name].params for option in parameter.opts}
     for section in IN_FILE[name]:
         for key in Settings.model_fields[section].annotation.model_fields:
-            if (option := f"--{key.replace('_', '-')}") in options or option in retired.OPTIONS.get(name, {}):
+            if (option := f"--{key.replace('_', '-')}") in options:
                 continue
             for words in ((option, "1"), (f"{option}=1",)):
                 line = refused(name, *words)
@@ -158,7 +155,7 @@ def test_what_can_be_seen_before_is_said_before_anything_is_loaded(refused, monk
     """Not even libraries."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(steps, "loading", None)
-    for command in (run, query, chat, evaluate, tune, estimate, compile):
+    for command in (run, query, chat, evaluate, estimate, compile):
         monkeypatch.setattr(command, "loading", None, raising=False)
     assert line in refused(*words.split(" "))
 
@@ -181,15 +178,3 @@ def test_what_can_be_seen_before_is_said_before_anything_is_loaded(refused, monk
 def test_what_needs_no_model_is_said_before_one_is_loaded(refused, tiny_classifier, monkeypatch, words, line):
     monkeypatch.setattr(load, "_model", None)  # its weights
     assert line in refused(*words.format(model=tiny_classifier).split())
-
-
-@pytest.mark.parametrize(("name", "option"), RETIRED)
-def test_an_option_of_earlier_versions_says_what_to_do_instead(refused, name, option):
-    for words in ((option, "9"), (f"{option}=9",)):
-        assert refused(name, "a", *words) == f"blindformer: {option}: {retired.OPTIONS[name][option]}\n"
-
-
-@pytest.mark.parametrize("name", retired.COMMANDS)
-def test_a_command_of_earlier_versions_says_what_there_is_instead(refused, name):
-    line = refused(name, "a", "--b").removeprefix("blindformer: ")
-    assert re.search(r"(?:is called|blindformer) (\w+) .*$", line)[1] in CLI.commands
