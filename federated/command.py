@@ -15,8 +15,7 @@ from ..parties.cli import options
 from ..parties.cli.commands import CommandEntry
 from ..parties.cli.output import console, print_json, show_next, spare_folder, table
 from ..parties.cli.progress import Phases
-from ..parties.cli.receipt import ReceiptOptions
-from ..parties.cli.steps import check_output, loading
+from ..parties.cli.steps import ReceiptOptions, check_output, loading
 from ..parties.receipts.statement import Signer, Spending
 from .settings import FederateSettings
 

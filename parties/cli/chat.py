@@ -23,8 +23,8 @@ from . import options
 from .commands import Needs
 from .output import MB, aside, console, print_result
 from .progress import Phases, Waiting
-from .receipt import ReceiptOptions
 from .steps import (
+    ReceiptOptions,
     Weights,
     cache_folder,
     check_there,

@@ -46,8 +46,7 @@ from .output import (
     table,
 )
 from .progress import Phases
-from .receipt import ReceiptOptions
-from .steps import cache_folder, check_new, compiling, loading
+from .steps import ReceiptOptions, cache_folder, check_new, compiling, loading
 
 
 def answer_rows(
@@ -215,7 +214,6 @@ def query(
         from ..client.base import check_top
         from ..client.canaries import CanaryError
         from ..client.result import Result
-        from ..receipts.receipt import asked_for
 
         phases.note("load", "the model's client part")
         opened = partial(
@@ -257,7 +255,7 @@ def query(
 
             _, broken = ask_items(client, items, top, take)
             answered = any(result.error is None for result in results.values())
-            receipt = asked_for(client.receipt, prices) if broken is None else None
+            receipt = vouched.issue(client, prices) if broken is None else None
     if answered and form != "jsonl":
         (partial(_show, top or SHOWN) if form == "text" else _print_json)(
             client, [(item, results[index]) for index, item in enumerate(items)]

@@ -15,8 +15,8 @@ from ...protocols.errors import BlindformerError
 from ..config import Settings
 from ..launch import LocalOptions
 from ..registry import DEFAULT
-from ..session.delegated_server import DelegatedServer
-from ..session.delegation import ADVERSARY, PROTOCOL, DelegatedDealer, PublicWeights
+from ..session.delegated_server import DelegatedDealer, DelegatedServer
+from ..session.delegation import ADVERSARY, PROTOCOL, PublicWeights
 from ..session.preprocessed import GB
 from ..transport.handshake import Hello, make_hello
 from ..transport.tls import TlsChannel

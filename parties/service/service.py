@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
@@ -383,3 +383,9 @@ class Service:
         for name, value in gauges.items():
             self.metrics.set(name, value)
         self.exporter.feed(self.metrics.text(), self._stop_by is not None, self.able)
+
+
+def adapters_in_words(adapted: Iterable[str]) -> str:
+    """Of what a service serves, the adapters."""
+    names = ", ".join(filter(None, adapted))
+    return f"; adapters {names}" if names else ""

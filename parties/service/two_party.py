@@ -28,7 +28,7 @@ from ...protocols.errors import BlindformerError, PeerDeviated, PeerRefused
 from ..config import Settings
 from ..launch import LocalOptions
 from ..session.dealing import DealerParty
-from ..session.helper_topology import OwnerShares, part_of
+from ..session.helper_topology import OwnerShares
 from ..session.masked_weights import Served, load_secret, serve_parts
 from ..session.online import most_revealed
 from ..session.preprocessed import GB
@@ -39,6 +39,7 @@ from ..session.rendezvous_two import (
     left_for,
     meet_as_dealer,
     my_hello,
+    part_of,
     receive_seed,
 )
 from ..session.two_party_server import ServerParty
@@ -47,9 +48,9 @@ from ..transport.handshake import Hello
 from ..transport.tls import TlsChannel
 from .child import Control, abort_on_error
 from .control import Answered, ChildReport, Introduced, Keep, Take
-from .helper import Rendezvous, listed, serve_owner
+from .helper import Rendezvous, serve_owner
 from .quota import deviations_of, quota_in_words, quota_of
-from .service import COLLUDING, TOGETHER, Service
+from .service import COLLUDING, TOGETHER, Service, adapters_in_words
 from .supervisor import ConnectionKind
 
 RESERVE_SECONDS = 1.0  # of a query's time in a worker, to give the worker back
@@ -95,7 +96,9 @@ class ServerService(Service):
                 f"{self.adversary}; a client that changes messages is found with probability {rate:g} a run"
             )
         lengths = ", ".join(map(str, sorted(part.lengths)))
-        self.about = f"{part.model.get('name', 'model')}, plan {part.plan.name}, lengths {lengths}{listed(adapted)}"
+        self.about = (
+            f"{part.model.get('name', 'model')}, plan {part.plan.name}, lengths {lengths}{adapters_in_words(adapted)}"
+        )
 
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
         with self.aborting(channel):

@@ -20,8 +20,8 @@ from blindformer.parties.client.two_party import TwoPartySession
 from blindformer.parties.session.audits import Draw, client_kind, is_drawn
 from blindformer.parties.session.dealing import DealerParty
 from blindformer.parties.session.delegated_client import DelegatingClient
-from blindformer.parties.session.delegated_server import DelegatedServer
-from blindformer.parties.session.delegation import PROTOCOL, DelegatedDealer, PublicWeights
+from blindformer.parties.session.delegated_server import DelegatedDealer, DelegatedServer
+from blindformer.parties.session.delegation import PROTOCOL, PublicWeights
 from blindformer.parties.session.masked_weights import Served
 from blindformer.parties.session.messages import ComputeSlots, Unlimited
 from blindformer.parties.session.online import Progress
