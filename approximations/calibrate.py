@@ -19,10 +19,7 @@ from .registry import Constants, Range, find, find_kind, kinds
 Batch = Mapping[str, Any]
 Progress = Callable[[int, int], None]
 
-_GROWN = (
-    "the model does not, but its values grow so with this plan; train a student with it (blindformer distill), or take "
-    "the plan faithful"
-)
+_GROWN = "the model itself does not; distil a student with this plan, or take the plan faithful"
 _DIVERGED = "the model does not, but with the plan's approximations; choose others for the modules before it"
 
 

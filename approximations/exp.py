@@ -98,7 +98,7 @@ def fit_squared(low: float, high: float, degree: float = 4, squarings: float = 2
     "exp",
     "squared",
     comparisons=1,
-    source="Blindformer: minimax of exp(x/4), weighted for two squarings",
+    source="Blindformer: weighted minimax of exp(x/4)",
     error=1.01e-4,
     domain=(-40.0, 0.0),
     fit=fit_squared,

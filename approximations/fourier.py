@@ -23,7 +23,7 @@ Real = Callable[[np.ndarray], np.ndarray]
 PERIODS = tuple(sorted({2.0**e / n for e in range(1, 9) for n in (1, 3, 5, 7)}))  # of `whole_periods`
 LARGEST = 256.0  # of coefficients, all together: so much the dealer's roundings are magnified
 NEAR = 2.0**-8  # the cut: there a series is nearly as good beyond it, and the tail before it
-SOURCE = "Blindformer: the Fourier series of least error inside a balanced cut"
+SOURCE = "Blindformer: least-error Fourier series"
 
 
 def odd(x: Tensor, cut: float, period: float, terms: Sequence[float]) -> Tensor:

@@ -30,7 +30,7 @@ from .registry import Constants
 TOLERANCE = 2.0**-14
 """Relative error that the fits aim at, over the whole range."""
 
-SOURCE = "R. E. Goldschmidt, MIT thesis, 1964; steps fitted by Blindformer"
+SOURCE = "R. E. Goldschmidt, MIT thesis, 1964; fitted steps"
 
 
 def iterate(

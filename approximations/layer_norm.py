@@ -108,7 +108,7 @@ def fit_constant(low: float, high: float) -> Constants:
     "layer_norm",
     "affine",
     needs_distillation=True,
-    source="Blindformer: a constant deviation, as BatchNorm has in inference (arXiv:1502.03167)",
+    source="Blindformer: constant deviation, as in BatchNorm (arXiv:1502.03167)",
     fit=fit_constant,
     default_range=(0.25, 4.0),
 )

@@ -19,7 +19,7 @@ from .minimax import minimax
 from .primitives import polynomial
 from .registry import Constants, approximation
 
-LOW_DEGREE = "Blindformer: minimax on the calibrated range"
+LOW_DEGREE = "Blindformer: calibrated minimax"
 _RANGE = (-8.0, 8.0)
 
 

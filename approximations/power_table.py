@@ -28,7 +28,7 @@ from .primitives import levels as by_levels
 from .registry import A_ROUND, Constants, approximation
 
 BEYOND, STRETCH = 2.0, 2.0**0.5
-SOURCE = "Blindformer: a dealer's shares of the powers of a mask, by its cell"
+SOURCE = "Blindformer: lookup of polynomials"
 _A_LEVEL = 1500.0
 MANY, GROWN = 128, 4  # places that have constants of their own; numbers out of keys, made in the time that one takes
 

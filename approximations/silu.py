@@ -40,7 +40,7 @@ add_series("silu", _even_part, _tail, odd=False, search=(3.0, 16.0), terms=10, e
     "silu",
     "quad",
     needs_distillation=True,
-    source="Blindformer, after MPCFormer's Quad: the parabola of least error on [-4, 4]",
+    source="Blindformer, after MPCFormer's Quad: the best parabola on [-4, 4]",
     error=0.155,
     domain=(-4.0, 4.0),
 )

@@ -55,10 +55,7 @@ def _softmax(overrides: Overrides, func: Any, input: Tensor, dim: Any = None, *r
     if chosen.function is None and overrides.observer is None:
         return exact()
     if chosen.features:
-        raise PlanError(
-            f"{site}: softmax {chosen.name} needs queries and keys; load the model with "
-            "attn_implementation='sdpa', or use another"
-        )
+        raise PlanError(f"{site}: softmax {chosen.name} needs queries and keys; load with attn_implementation='sdpa'")
     last = dim in (-1, x.dim() - 1)
     keep, scores = keep_and_scores(x if last else x.transpose(dim, -1))
     overrides.show(site, "softmax", scores)
@@ -168,7 +165,7 @@ def fit_square(low: float, high: float, shift: float = 5.0) -> Constants:
     "softmax",
     "square",
     needs_distillation=True,
-    source="Blindformer, after MPCFormer's 2Quad: its numerator times a calibrated constant over the number of keys",
+    source="Blindformer, after MPCFormer's 2Quad: its numerator, calibrated",
     fit=fit_square,
 )
 def square(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, shift: float, gain: float) -> Parts:
@@ -199,7 +196,7 @@ def two_relu(scores: Tensor, keep: Tensor | None, scale: float = 1.0, *, epsilon
     "linear",
     needs_distillation=True,
     features=True,
-    source="Blindformer: 2Quad of some of a head's features, summed as Katharopoulos et al., arXiv:2006.16236",
+    source="Blindformer: 2Quad of some features, summed as in arXiv:2006.16236",
     least=2.0**-11,  # as 2quad, whose numbers are c^2 times these
 )
 def linear(*, shift: float = 5.0, rank: float = RANK, epsilon: float = 0.0) -> Constants:
@@ -245,7 +242,7 @@ def fit_exp(low: float, high: float, cut: float = 12.0, degree: float = 4, squar
     "softmax",
     "exp",
     comparisons=1,
-    source="Blindformer: minimax of exp(x/4), weighted for two squarings",
+    source="Blindformer: weighted minimax of exp(x/4)",
     error=1.1e-4,
     domain=(-40.0, 0.0),
     fit=fit_exp,

@@ -38,7 +38,7 @@ def fit_table(low: float, high: float) -> Constants:
     "softmax",
     "table",
     comparisons=1,
-    source="Blindformer: a maximum by cells, and a dealer's shares of e^-mask",
+    source="Blindformer: lookup of maximum and exponential",
     error=1.1e-4,
     domain=(-40.0, 0.0),
     fit=fit_table,

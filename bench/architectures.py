@@ -169,30 +169,19 @@ def measured(names: list[str], plans: list[str], say: Say) -> Iterator[Row]:
 
 
 def page_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Markdown: an architecture a line, a plan a group of columns."""
-    by_name: dict[str, dict[str, Row]] = {}
+    """Markdown: the names of architectures, by the plans that run on them, and the least cosine of `faithful`."""
+    plans: dict[str, dict[str, Row]] = {}
     for result in rows:
         row = Row(**{name: result[name] for name in Row.__dataclass_fields__})  # pyright: ignore[reportArgumentType]
-        by_name.setdefault(row.name, {})[row.plan] = row
-    lines = [
-        "| architecture | cosine | rounds, MB | `fast`: rounds, MB | `he` |",
-        "|---|---|---|---|---|",
-    ]
-    for name, plans in by_name.items():
-        row, fast = plans["faithful"], plans.get("fast")
-        if row.refused:
-            cells = [name, row.refused.replace("|", "\\|"), ""]
-        else:
-            cells = [name, f"{min(row.cosine, row.beaver_cosine):.6f}", f"{row.rounds}, {_megabytes(row)}"]
-        cells.append("" if fast is None else "-" if fast.refused else f"{fast.rounds}, {_megabytes(fast)}")
-        encrypted = plans.get("he")
-        cells.append("" if encrypted is None else "-" if encrypted.refused or encrypted.wrong else "yes")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _megabytes(row: Row) -> str:
-    return f"{row.online_bytes / 1e6:.2f}"
+        plans.setdefault(row.name, {})[row.plan] = row
+    by_plans: dict[str, list[str]] = {}
+    for name, own in plans.items():
+        answered = [f"`{plan}`" for plan, row in own.items() if not (row.refused or row.wrong)]
+        by_plans.setdefault(", ".join(answered) or "none", []).append(name)
+    cosines = {name: min(own["faithful"].cosine, own["faithful"].beaver_cosine) for name, own in plans.items()}
+    least = min(cosines, key=lambda name: cosines[name])
+    lines = [f"- {answered} ({len(names)}): {'; '.join(names)}." for answered, names in by_plans.items()]
+    return "\n".join([*lines, "", f"Least cosine: {cosines[least]:.6f} ({least}).", ""])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -225,7 +214,7 @@ def _summary(row: Row) -> str:
     if row.refused:
         return f"refused: {row.refused}"
     accuracy = f"cosine {row.cosine:.6f}, beaver {row.beaver_cosine:.6f}, error {row.error:.4f} of {row.largest:.2f}"
-    return f"{accuracy}, {row.rounds} rounds, {_megabytes(row)} MB, compiled in {row.compile_s:.1f} s"
+    return f"{accuracy}, {row.rounds} rounds, {row.online_bytes / 1e6:.2f} MB, compiled in {row.compile_s:.1f} s"
 
 
 if __name__ == "__main__":

@@ -33,7 +33,6 @@ from .subject import About, Subject, join
 from .terms import Terms
 
 COUNT = "count"  # in a client's own state
-Handler = Callable[[Message, Context], Message]
 
 
 def client_app(source: ExampleSource) -> ClientApp:
@@ -124,7 +123,7 @@ class _Learned:
     update: Tensor
     weight: float
     loss: float | None
-    tail: tuple[float, float, float]
+    tail: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -156,22 +155,21 @@ class _Task:
 
     def _plain(self) -> _Learned:
         update, weight, loss = self._trained()
-        return _Learned(update * weight, weight, loss, (weight, weight * loss, 0.0))
+        return _Learned(update * weight, weight, loss, (weight, weight * loss))
 
     def _clipped(self) -> _Learned:
         if self.part is not None and not self.config[DRAWN]:  # it is there so that nobody sees who was drawn
-            return _Learned(torch.zeros(self._size(), dtype=torch.float64), 0.0, None, (0.0, 0.0, 0.0))
+            return _Learned(torch.zeros(self._size(), dtype=torch.float64), 0.0, None, (0.0, 0.0))
         update, clip = self._or_nothing(lambda: self._trained()[0]), float(self.config["clip"])
         if self.part is not None:  # rounding to fixed point may not make it longer than the norm
             clip -= len(update) ** 0.5 * 2.0 ** -(SCALE + 1)
-        short = float(update.norm()) <= clip
-        return _Learned(clipped(update, clip), 1.0, None, (1.0, 0.0, short - 0.5 if self.settings.adaptive else 0.0))
+        return _Learned(clipped(update, clip), 1.0, None, (1.0, 0.0))
 
     def _noised(self) -> _Learned:
         """Any two updates differ by twice the norm at most, whatever the examples. The rest is the same for all."""
         clip, noise = float(self.config["clip"]), float(self.config["noise"])
         update = clipped(self._or_nothing(lambda: self._trained()[0]), clip)
-        return _Learned(update + 2 * noise * clip * gaussian(len(update)), 1.0, None, (1.0, 0.0, 0.0))
+        return _Learned(update + 2 * noise * clip * gaussian(len(update)), 1.0, None, (1.0, 0.0))
 
     def _step(self) -> _Learned:
         """How many examples there are is in the noised sum alone: weight and divisor are the same for all."""
@@ -182,7 +180,7 @@ class _Task:
         total = self._or_nothing(lambda: summed(self.subject, self.rows(), share=share, clip=clip))
         private_step(self.subject, total, rate=rate, expected=share * expected, clip=clip, noise=noise)
         update = difference(self.subject.state(), before)
-        return _Learned(update * expected, expected, None, (expected, 0.0, 0.0))
+        return _Learned(update * expected, expected, None, (expected, 0.0))
 
     def _or_nothing(self, run: Callable[[], Tensor]) -> Tensor:
         """The vector, or zeros in its place: whether examples could be trained on, and why not, is about them, too."""

@@ -135,8 +135,8 @@ def _summed(
             continue
         vector = vector.double()
         if budget.settings.dp == "central":  # whoever did not clip is clipped here
-            vector[:-EXTRA] = clipped(vector[:-EXTRA], budget.clip)
-            vector[-EXTRA:] = torch.stack([torch.ones(()), torch.zeros(()), vector[-1].clamp(-0.5, 0.5)])
+            vector[:-EXTRA] = clipped(vector[:-EXTRA], budget.settings.clip)
+            vector[-EXTRA:] = torch.tensor([1.0, 0.0])
         total += vector
         taken.append(name)
     return _from_sum(messages, total, taken, now, budget, lost)
@@ -176,7 +176,7 @@ def _from_sum(
     """One reply that stands for all: the start of the round and the mean update."""
     weight, loss = float(total[-EXTRA]), None
     if budget.settings.clips_updates:
-        mean = budget.release(total)
+        mean = budget.release(total[:-EXTRA], weight)
     elif weight > 0:
         mean = total[:-EXTRA] / weight
         loss = float(total[-EXTRA + 1]) / weight if budget.settings.dp == "none" else None

@@ -18,9 +18,9 @@ from .subject import Subject
 
 # Updates as one vector: what clients add up, in a fixed order of names.
 
-EXTRA = 3
-"""Numbers after the weights: the client's weight in the mean, its loss times that, and whether it was clipped (less a
-half). Where clients add the noise, or nobody asks for it, the number is the same whatever their examples are."""
+EXTRA = 2
+"""Numbers after the weights: the client's weight in the mean, and its loss times that. With differential privacy they
+are the same whatever the client's examples are."""
 
 
 def flat(values: Mapping[str, Tensor]) -> Tensor:

@@ -5,7 +5,6 @@ its update is clipped to norm C, and the sum gets noise of deviation z C and is 
 client that drops out makes the sum smaller and costs no privacy. Flower's own wrappers divide by the number that
 replied and draw from numpy's global generator; their accounted mode takes neither sampled nor dropped clients.
 
-Adaptive clipping: G. Andrew, O. Thakkar, H. B. McMahan, S. Ramaswamy, arXiv:1905.03871, algorithm 1.
 Local: every client adds its own noise. Any two updates may differ by 2 C, so its deviation is 2 z C.
 Example: every client adds noise to a step of its own (learning.py). Clients share no example, so epsilon is that of one
 that took part in every round.
@@ -24,8 +23,6 @@ from torch import Tensor
 
 from ..protocols.streams import gaussian
 from .settings import FederateError, FederateSettings
-
-QUANTILE, SPEED = 0.5, 0.2  # the norm follows the median, by this step in its logarithm
 
 
 def accountant() -> Any:
@@ -88,7 +85,7 @@ def noise_for(settings: FederateSettings) -> float:
 
 @dataclass
 class Budget:
-    """What may have been seen so far. `clip`: the norm of the next round.
+    """What may have been seen so far.
 
     asked  rounds that clients were asked in. Each counts from before its question is sent, for all of them: whether it
            ended well, was cut off and is repeated, or who answered in it, makes it no cheaper
@@ -96,12 +93,11 @@ class Budget:
 
     settings: FederateSettings
     noise: float
-    clip: float
     asked: int = 0
 
     @classmethod
     def of(cls, settings: FederateSettings) -> Budget:
-        return cls(settings, noise_for(settings), settings.clip)
+        return cls(settings, noise_for(settings))
 
     @property
     def expected(self) -> float:
@@ -114,20 +110,11 @@ class Budget:
             return None
         return spent(self.noise, sampling(self.settings), self.asked, self.settings.delta)
 
-    def release(self, total: Tensor) -> Tensor:
-        """The mean update, from the sum of clipped updates and what follows them (see EXTRA)."""
-        settings, update = self.settings, total[:-3]
-        if settings.dp == "local":
-            return update / max(1.0, float(total[-3]))
-        noise = self.noise
-        if settings.adaptive:
-            counting = max(self.expected / 20, self.noise)
-            noise = (self.noise**-2 - (2 * counting) ** -2) ** -0.5
-            short = 0.5 + (float(total[-1]) + counting * float(gaussian(1))) / self.expected
-        released = (update + noise * self.clip * gaussian(len(update))) / self.expected
-        if settings.adaptive:
-            self.clip *= math.exp(-SPEED * (short - QUANTILE))
-        return released
+    def release(self, total: Tensor, count: float) -> Tensor:
+        """The mean update, from the sum of so many clipped updates."""
+        if self.settings.dp == "local":
+            return total / max(1.0, count)
+        return (total + self.noise * self.settings.clip * gaussian(len(total))) / self.expected
 
     def to_dict(self) -> dict[str, Any]:
-        return {"noise": self.noise, "clip": self.clip, "asked": self.asked}
+        return {"noise": self.noise, "asked": self.asked}

@@ -124,7 +124,7 @@ class Federation:
             {
                 "about": self.about.to_json(),
                 "rate": rate_at(self.settings, self.settings.rate or self.subject.rate, number),
-                "clip": budget.clip,
+                "clip": self.settings.clip,
                 "noise": budget.noise,
                 "examples": self.settings.examples or len(self.data.train) / self.settings.clients,
             }

@@ -103,8 +103,6 @@ class FederateSettings(BaseModel):
     examples: int = Field(default=0, ge=0)
     """Examples of a client, about: what that step is divided by, the same for all, and public; 0: the training part,
     dealt evenly."""
-    adaptive: bool = False
-    """The clipping norm follows the median of the updates' norms (dp central)."""
     clip: float = Field(default=1.0, gt=0)
     """The norm that an update, or an example's gradient, is clipped to."""
     noise: float = Field(default=0.0, ge=0)
@@ -134,13 +132,10 @@ class FederateSettings(BaseModel):
         private = [name for name in OF_PRIVACY if name in self.model_fields_set]
         if private and self.dp == "none":
             raise ValueError(
-                f"{' and '.join(private)}: without dp nothing is clipped, no noise is added; choose dp central, local "
-                "or example, or leave it out"
+                f"{' and '.join(private)}: needs differential privacy; set dp to central, local or example"
             )
         if self.noise and "epsilon" in private:
             raise ValueError("noise and epsilon: either says how much noise there is; leave one of them out")
-        if self.adaptive and self.dp != "central":
-            raise ValueError("adaptive clipping goes with dp central; choose it, or leave adaptive out")
         if self.sample < 1 and self.dp != "example":
             raise ValueError("sample goes with dp example; choose it, or leave sample out")
         if self.epochs > 1 and self.dp == "example":

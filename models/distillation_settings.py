@@ -128,8 +128,7 @@ class DistillSettings(BaseModel):
             raise DistillError(wrong_setting(error, type(self).model_fields)) from None
         if self.hidden is not None and self.hidden_epochs:
             raise DistillError(
-                f"hidden_epochs {self.hidden_epochs}: a student of {self.hidden} features has no states to compare "
-                "with its teacher's; leave them out"
+                f"hidden_epochs {self.hidden_epochs}: {self.hidden} features have no teacher's states; leave it out"
             )
 
     def fingerprint(self, *more: str) -> str:

@@ -67,8 +67,7 @@ def check_levels(program: Program, levels: Mapping[str, Level], values: Mapping[
         if factor > most:
             inputs = ", ".join(sorted(inputs_behind(program)[name]))
             raise InputOutOfRange(
-                f"input {inputs}: is {factor:.3g} times as loud as in calibration (at most {most:g}); scale it "
-                "down, or calibrate on such inputs"
+                f"input {inputs}: is {factor:.3g} times as loud as in calibration (at most {most:g}); scale it down"
             )
 
 

@@ -113,9 +113,7 @@ def open_weights(weights: Weights) -> OpenWeights:
     rest = weights.get("rest", "")
     patterns = {kind: weights.get(kind, ()) for kind in (PUBLIC, PRIVATE)}
     if weights.keys() - {PRIVATE, PUBLIC, "rest"} or rest not in ("", PRIVATE, PUBLIC) or _is_text(patterns.values()):
-        raise WeightsError(
-            'weights: give lists of patterns by private and public, such as {"public": ["model.*"], "rest": "private"}'
-        )
+        raise WeightsError('weights: give patterns by owner, such as {"public": ["model.*"], "rest": "private"}')
     return OpenWeights(tuple(patterns[PUBLIC]), tuple(patterns[PRIVATE]), str(rest))
 
 

@@ -33,6 +33,7 @@ from pydantic import (
 from ..levels import is_device
 from ..models.loading.truncation import Truncation
 from ..protocols.errors import BlindformerError
+from . import retired
 from .addresses import FORM, Address, parse_address
 from .launch import LOCAL
 from .registry import DEFAULT, deployed, find, served, served_with
@@ -341,12 +342,6 @@ class CryptenSection(_Section):
     """Tokens, where several lengths are compiled: a session runs one program."""
     wait: Seconds = 60.0
     """Seconds for the other parties to come."""
-    ahead: int = Field(default=1000, ge=0, le=1_000_000)
-    """Queries whose correlations a party holds ahead at most, in memory."""
-    ahead_gb: float = Field(default=4.0, gt=0, le=1e6, allow_inf_nan=False)
-    """The most that they may take."""
-    ahead_first: int = Field(default=0, ge=0, le=1_000_000)
-    """Queries whose correlations the party that asks makes before the first query."""
     parties: dict[str, PartySection] = {}
 
 
@@ -459,6 +454,8 @@ def _explain(fault: Any, path: Path | None, flags: dict[str, Any]) -> str:
     key = ".".join(parts)
     where = "the command line" if key in flags or path is None else str(path)
     if fault["type"] == "extra_forbidden":
+        if instead := retired.KEYS.get(key):
+            return f"{where}: {key}: {instead}"
         return f"{where}: {key}: is not a known key; {_suggest(parts)}"
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if fault["type"] == "model_type":

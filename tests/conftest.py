@@ -36,10 +36,10 @@ from blindformer.parties.launch.fork_server import shared
 from blindformer.tests.shared.tiny import SMALL, WORDS, save_tokenizer, tiny_config
 from hypothesis import HealthCheck, settings
 
-# A run of the suite is repeatable; `make fuzz` draws new examples.
+# A run of the suite is repeatable; `make fuzz` draws new examples, and more of them.
 # Machines may be slow; and what a fixture gives is made anew for each test, not for each example.
 checks = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
-settings.register_profile("repeatable", derandomize=True, max_examples=60, **checks)
+settings.register_profile("repeatable", derandomize=True, max_examples=30, **checks)
 settings.register_profile("fuzz", **checks)
 settings.load_profile("repeatable")
 
@@ -57,6 +57,7 @@ SLOW = (
     "federated/test_command.py",
     "federated/test_deploy.py",
     "federated/test_texts.py",
+    "models/artifacts/test_leaks.py::test_the_search_finds",
     "models/delegated/test_folder.py::test_a_large_model",
     "models/distillation/test_budget.py",
     "models/distillation/test_checkpoints.py",
@@ -65,7 +66,7 @@ SLOW = (
     "models/distillation/test_embeddings.py",
     "models/distillation/test_images.py",
     "models/distillation/test_narrowing.py",
-    "models/distillation/test_processes.py",
+    "models/generation/test_cross.py::test_a_pass_over_a_source",
     "models/generation/test_cross.py::test_each_length_of_a_source",
     "models/judging/test_search.py",
     "models/loading/test_students.py::test_a_packaged_student",
@@ -90,7 +91,7 @@ SLOW = (
     "test_dependencies.py",
     "test_docs.py::test_commands_print_what_the_pages_show",
     "test_docs.py::test_python_in_the_readme_runs",
-    "test_docs.py::test_python_of_the_generation_page_runs",
+    "test_docs.py::test_python_of_the_chat_page_runs",
     "test_docs.py::test_python_of_the_guides_runs",
     "test_docs.py::test_the_guide_from_mails",
     "test_docs.py::test_the_pipeline_of_the_models_page",

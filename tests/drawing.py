@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-WIDTH, SIZE, LINE = 600, 16, 22  # narrow, and large print: a telephone shows it in 360 pixels
+WIDTH, SIZE, LINE = 600, 21, 27  # large print: a telephone shows a picture in 355 pixels, so its print in 12
 BROADEST = 0.58  # a character of a text, as a part of its size; for a line that must fit its box
 COLOURS = {  # kind: (on white, on black)
     "client": ("#00796b", "#4db6ac"),
@@ -50,7 +50,7 @@ class Drawing:
             assert BROADEST * SIZE * len(line) <= width - 16, f"{self.title}: too long for its box: {line}"
             head, label = number == 0, line.endswith(":")
             kind_of_text = kind if head else "faint" if label else "ink"
-            self.text(x + 14, y + 26 + LINE * number, line.rstrip(":") if head else line, kind_of_text, bold=head)
+            self.text(x + 12, y + 31 + LINE * number, line.rstrip(":") if head else line, kind_of_text, bold=head)
         return y + height
 
     def arrow(self, *points: Point, both: bool = False) -> None:
@@ -112,7 +112,7 @@ def axes(drawing: Drawing, x: Scale, y: Scale, names: tuple[str, str], ticks: tu
     for value in ticks[0]:
         drawing.text(x(value), y.start + LINE, f"{value:g}{units[0]}", "faint", "middle")
     drawing.text((x.start + x.end) / 2, y.start + 2 * LINE, names[0], "ink", "middle")
-    drawing.text(8, y.end - 14, names[1])
+    drawing.text(8, y.end - 22, names[1])
 
 
 def _rules(name: str, colour: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parents[1] / "bench" / "results"
+STUDENTS = RESULTS.parents[1] / "models" / "students"
 MODELS = {"minilm": "MiniLM-L6", "bert-base": "BERT-base", "smollm2": "SmolLM2, a token"}
 MB = 1e6
 LEVELS = {
@@ -71,28 +72,27 @@ def costs() -> str:
 
 
 def many() -> str:
-    """The tables of docs/comparison.md."""
-    head = "parties | dealer | TLS | online | offline | MB online | MB offline | rounds | error | cosine | time "
-    head += "| traffic |"
-    parts = []
-    for length in (32, 128):
-        rows = _peers(length)["rows"]
-        plain = next(row for row in rows if row["name"] == "crypten, plain")
-        parts.append(f"| MiniLM-L6, faithful, length {length} | {head}\n|{'---|' * 13}\n")
-        for row in rows:
-            far = row["max_abs_error"] > 1
-            cells = [row["name"], str(row["parties"]), row["dealer"], "yes" if row["tls"] else "no"]
-            cells += [f"{row['online_s']:.2f} s", f"{row['offline_s']:.2f} s" if row["offline_s"] else ""]
-            cells += [f"{row[name] / MB:.0f}" if row[name] else "" for name in ("online_bytes", "offline_bytes")]
-            cells += [str(row["rounds"] or ""), "diverges" if far else f"{row['max_abs_error']:.3f}"]
-            cells += ["" if far else f"{int(row['cosine_min'] * 1e5) / 1e5:.5f}", *_over(plain, row)]
-            parts.append(f"| {' | '.join(cells)} |\n")
-        parts.append("\n")
-    parts.append(
-        "Time and traffic: plain CrypTen's figure over the row's, of the same run. Bytes are of all parties. "
-        f"{_provenance(_peers(128), 'peers-minilm-128')}, one thread a party.\n"
-    )
-    return "".join(parts)
+    """The table of docs/comparison.md."""
+    rows = _peers(128)["rows"]
+    plain = next(row for row in rows if row["name"] == "crypten, plain")
+    lines = [
+        "| MiniLM-L6, faithful, 128 tokens | online, offline | traffic online, offline | rounds | largest error "
+        "| CrypTen's time, traffic over it |",
+        f"|{'---|' * 6}",
+    ]
+    for row in rows:
+        far = row["max_abs_error"] > 1
+        times = [f"{row[name]:.2f} s" for name in ("online_s", "offline_s") if row[name]]
+        sent = [f"{row[name] / MB:.0f} MB" for name in ("online_bytes", "offline_bytes") if row[name]]
+        cells = [f"{row['name']}, {row['parties']} parties", ", ".join(times), ", ".join(sent)]
+        cells += [
+            str(row["rounds"] or ""),
+            "diverges" if far else f"{row['max_abs_error']:.3f}",
+            ", ".join(_over(plain, row)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"Traffic of all parties. {_provenance(_peers(128), 'peers-minilm-128')}, one thread a party."]
+    return "\n".join(lines) + "\n"
 
 
 def compared() -> str:
@@ -107,7 +107,7 @@ def compared() -> str:
 
 
 def open_models() -> str:
-    """The table of docs/models.md."""
+    """The table of bench/README.md of public models."""
     lines = [
         "| | plan | in the clear | online | online, offline traffic | rounds | beside float32 |",
         "|---|---|---|---|---|---|---|",
@@ -181,6 +181,22 @@ def accuracy() -> str:
     cells[f"agrees with `clear`, of {private[0]['count']} texts in private sessions"] = alike
     head = [f"| 8-bit linears, whole test set | {' | '.join(columns)} |", f"|{'---|' * (1 + len(columns))}"]
     return "\n".join([*head, *(f"| {what} | {' | '.join(row)} |" for what, row in cells.items())]) + "\n"
+
+
+def students() -> str:
+    """The table of docs/distillation.md of packaged students, from what their training recorded."""
+    lines = [
+        "| student | `public_texts`: correlation | same nearest | `imdb`: correlation | same nearest |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ("minilm-fast", "minilm-fast-small", "minilm-fast-long"):
+        likeness = json.loads((STUDENTS / name / "distillation.json").read_text(encoding="utf-8"))["likeness"]
+        cells = [
+            f"{row['spearman']:.2f} | {100 * row['same_nearest']:.0f} %"
+            for row in map(likeness.get, ("public_texts", "imdb"))
+        ]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def wraps() -> str:

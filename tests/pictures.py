@@ -11,10 +11,10 @@ from blindformer.tests.figures import MB, kept
 
 PEERS = {
     "blindformer, beaver": "Blindformer",
-    "blindformer, crypten": "Blindformer, N parties",
-    "crypten, plain": "CrypTen 0.4.1",
-    "spu 0.9.5, SEMI2K": "SPU 0.9.5, SEMI2K",
-    "spu 0.9.5, ABY3": "SPU 0.9.5, ABY3",
+    "blindformer, crypten": "N parties",
+    "crypten, plain": "CrypTen",
+    "spu 0.9.5, SEMI2K": "SPU SEMI2K",
+    "spu 0.9.5, ABY3": "SPU ABY3",
 }
 CURVES = {  # (weights, plan, layers): colour and name
     ("private", "faithful", 6): ("dealer", "private, faithful"),
@@ -25,97 +25,103 @@ CURVES = {  # (weights, plan, layers): colour and name
 
 
 def session() -> str:
-    drawing = Drawing("Private session: client and server compute on shares, the dealer makes random numbers", 325)
+    drawing = Drawing("Private session: client and server compute on shares, the dealer makes random numbers", 375)
     parties = [
-        (10, 10, 200, "client", "Client", "holds:", "text and answer", "does not learn:", "weights of layers"),
-        (390, 10, 200, "server", "Server", "holds:", "the weights", "does not learn:", "text, answer"),
-        (130, 200, 340, "dealer", "Dealer: colludes with nobody", "makes random numbers before", "does not learn:",
+        (10, 10, 224, "client", "Client", "holds:", "text and answer", "does not learn:", "weights of layers"),
+        (366, 10, 224, "server", "Server", "holds:", "the weights", "does not learn:", "text, answer"),
+        (110, 235, 380, "dealer", "Dealer: colludes with nobody", "makes random numbers before", "does not learn:",
          "text, answer, weights"),
     ]  # fmt: skip
     for x, y, width, kind, *lines in parties:
         drawing.box(x, y, width, kind, *lines)
-    drawing.arrow((216, 75), (384, 75), both=True)
-    drawing.text(300, 62, "masked shares", "faint", "middle")
-    drawing.arrow((110, 146), (110, 245), (124, 245))
-    drawing.text(120, 178, "seed", "faint")
-    drawing.arrow((490, 146), (490, 245), (476, 245), both=True)
-    drawing.text(480, 178, "seed, corrections", "faint", "end")
+    drawing.arrow((240, 88), (360, 88), both=True)
+    drawing.text(300, 74, "masked", "faint", "middle")
+    drawing.text(300, 116, "shares", "faint", "middle")
+    drawing.arrow((60, 171), (60, 300), (104, 300))
+    drawing.text(70, 212, "seed", "faint")
+    drawing.arrow((540, 171), (540, 300), (496, 300), both=True)
+    drawing.text(530, 212, "seed, corrections", "faint", "end")
     return drawing.svg()
 
 
 def helper() -> str:
-    drawing = Drawing("Topology helper: the client splits its text between server and helper, which compute", 560)
+    drawing = Drawing("Topology helper: the client splits its text between server and helper, which compute", 640)
     drawing.box(170, 10, 260, "client", "Client", "holds:", "text and answer", "does not learn:", "private weights")
-    drawing.box(10, 205, 200, "server", "Server", "holds:", "weights, a share", "does not learn:", "text, answer")
-    drawing.box(370, 205, 220, "helper", "Helper", "holds:", "a share of each", "does not learn:",
-                "text, answer, weights")  # fmt: skip
-    drawing.box(130, 430, 340, "dealer", "Dealer: colludes with nobody", "makes random numbers before",
+    drawing.box(10, 240, 224, "server", "Server", "holds:", "weights, a share", "does not learn:", "text, answer")
+    drawing.box(366, 240, 224, "helper", "Helper", "holds:", "a share of each", "does not learn:", "text, answer,",
+                "weights")  # fmt: skip
+    drawing.box(110, 500, 380, "dealer", "Dealer: colludes with nobody", "makes random numbers before",
                 "does not learn:", "text, answer, weights")  # fmt: skip
-    drawing.arrow((230, 146), (130, 199), both=True)
-    drawing.arrow((370, 146), (470, 199), both=True)
-    drawing.text(300, 180, "one share each", "faint", "middle")
-    drawing.arrow((216, 275), (364, 275), both=True)
-    drawing.text(290, 262, "masked shares", "faint", "middle")
-    drawing.arrow((160, 341), (220, 424), both=True)
-    drawing.text(170, 400, "seed, corrections", "faint", "end")
-    drawing.arrow((440, 341), (380, 424))
-    drawing.text(425, 400, "seed", "faint")
+    drawing.arrow((230, 171), (130, 234), both=True)
+    drawing.arrow((370, 171), (470, 234), both=True)
+    drawing.text(300, 212, "one share each", "faint", "middle")
+    drawing.arrow((240, 318), (360, 318), both=True)
+    drawing.text(300, 304, "masked", "faint", "middle")
+    drawing.text(300, 346, "shares", "faint", "middle")
+    drawing.arrow((150, 401), (200, 494), both=True)
+    drawing.text(194, 455, "seed, corrections", "faint")
+    drawing.arrow((470, 428), (420, 494))
+    drawing.text(462, 474, "seed", "faint")
     return drawing.svg()
 
 
 def delegated() -> str:
-    drawing = Drawing("Public model: the client runs it, the server multiplies weights with noise", 305)
-    drawing.box(10, 10, 200, "client", "Client", "holds:", "text, answer, model", "checks:", "each product")
-    drawing.box(390, 10, 200, "server", "Server", "holds:", "public weights W", "does not learn:", "text, answer")
-    drawing.box(130, 200, 340, "dealer", "Dealer: not with the server", "computes W r - s from a seed",
+    drawing = Drawing("Public model: the client runs it, the server multiplies weights with noise", 350)
+    drawing.box(10, 10, 250, "client", "Client", "holds:", "text, answer, model", "checks:", "each product")
+    drawing.box(376, 10, 214, "server", "Server", "holds:", "public weights W", "does not learn:", "text, answer")
+    drawing.box(110, 235, 380, "dealer", "Dealer: not with the server", "computes W r - s from a seed",
                 "does not learn the text")  # fmt: skip
-    drawing.arrow((216, 60), (384, 60))
-    drawing.text(300, 47, "q - r: noise", "faint", "middle")
-    drawing.arrow((384, 110), (216, 110))
-    drawing.text(300, 97, "W q - s", "faint", "middle")
-    drawing.arrow((110, 146), (110, 245), (124, 245))
-    drawing.text(120, 178, "its seed", "faint")
-    drawing.arrow((476, 245), (490, 245), (490, 146))
-    drawing.text(480, 178, "W r - s", "faint", "end")
+    drawing.arrow((266, 60), (370, 60))
+    drawing.text(318, 47, "q - r", "faint", "middle")
+    drawing.text(318, 84, "noise", "faint", "middle")
+    drawing.arrow((370, 128), (266, 128))
+    drawing.text(318, 115, "W q - s", "faint", "middle")
+    drawing.arrow((60, 171), (60, 285), (104, 285))
+    drawing.text(70, 212, "its seed", "faint")
+    drawing.arrow((496, 285), (540, 285), (540, 171))
+    drawing.text(530, 212, "W r - s", "faint", "end")
     return drawing.svg()
 
 
 def ckks() -> str:
-    drawing = Drawing("Encrypted query: one server computes on ciphertexts, only the client decrypts", 150)
-    drawing.box(10, 10, 200, "client", "Client", "holds:", "text, key, answer", "does not learn:", "the weights")
-    drawing.box(390, 10, 200, "server", "Server", "holds:", "the weights", "does not learn:", "text, answer")
-    drawing.arrow((216, 60), (384, 60))
-    drawing.text(300, 47, "encrypted text", "faint", "middle")
-    drawing.arrow((384, 110), (216, 110))
-    drawing.text(300, 97, "encrypted answer", "faint", "middle")
+    drawing = Drawing("Encrypted query: one server computes on ciphertexts, only the client decrypts", 180)
+    drawing.box(10, 10, 224, "client", "Client", "holds:", "text, key, answer", "does not learn:", "the weights")
+    drawing.box(366, 10, 224, "server", "Server", "holds:", "the weights", "does not learn:", "text, answer")
+    drawing.arrow((240, 58), (360, 58))
+    drawing.text(300, 46, "encrypted", "faint", "middle")
+    drawing.text(300, 80, "text", "faint", "middle")
+    drawing.arrow((360, 126), (240, 126))
+    drawing.text(300, 114, "encrypted", "faint", "middle")
+    drawing.text(300, 148, "answer", "faint", "middle")
     return drawing.svg()
 
 
 def crypten() -> str:
-    drawing = Drawing("N parties: each holds one share of every value, a dealer makes random numbers", 320)
-    drawing.box(10, 10, 186, "server", "Party 1: model", "holds:", "the weights", "does not learn:", "data, answer")
-    drawing.box(207, 10, 186, "client", "Data owners", "hold:", "own data", "do not learn:", "others', weights")
-    drawing.box(404, 10, 186, "helper", "Recipient", "receives:", "the answer", "does not learn:", "data, weights")
-    drawing.arrow((130, 146), (130, 172), (497, 172), (497, 146), both=True)
-    drawing.arrow((300, 172), (300, 146))
-    drawing.text(310, 194, "masked shares, each to each", "faint", "middle")
-    drawing.arrow((184, 268), (50, 268), (50, 146))
-    drawing.text(60, 256, "corrections", "faint")
-    drawing.box(190, 226, 380, "dealer", "Dealer: colludes with nobody", "makes random numbers from all seeds",
-                "does not learn data, weights, answer")  # fmt: skip
+    drawing = Drawing("N parties: each holds one share of every value, a dealer makes random numbers", 590)
+    drawing.box(10, 10, 250, "server", "Party 1: model", "holds:", "the weights", "does not learn:", "data, answer")
+    drawing.box(340, 10, 250, "client", "Data owners", "hold:", "own data", "do not learn:", "others', weights")
+    drawing.box(175, 235, 250, "helper", "Recipient", "receives:", "the answer", "does not learn:", "data, weights")
+    drawing.arrow((266, 88), (334, 88), both=True)
+    drawing.arrow((135, 171), (215, 229), both=True)
+    drawing.arrow((465, 171), (385, 229), both=True)
+    drawing.text(300, 205, "masked shares", "faint", "middle")
+    drawing.arrow((94, 510), (40, 510), (40, 171))
+    drawing.text(50, 430, "corrections", "faint")
+    drawing.box(100, 450, 400, "dealer", "Dealer: colludes with nobody", "makes random numbers from",
+                "all seeds; does not learn", "data, weights, answer")  # fmt: skip
     return drawing.svg()
 
 
 def federated() -> str:
-    drawing = Drawing("Federated training: examples stay with the clients, the server adds up updates", 280)
-    drawing.box(10, 10, 215, "client", "Client 1", "holds:", "its examples", "sends each round:", "an update")
-    drawing.box(10, 170, 215, "client", "Client 2 to n", "the same, with", "their own examples")
-    end = drawing.box(370, 10, 220, "server", "Server", "holds:", "the trained weights", "with --secagg:",
-                      "only sums of updates", "does not receive:", "examples")  # fmt: skip
-    drawing.arrow((231, 70), (364, 70), both=True)
-    drawing.text(298, 57, "weights,", "faint", "middle")
-    drawing.text(298, 92, "updates", "faint", "middle")
-    drawing.arrow((231, 210), (480, 210), (480, end + 6), both=True)
+    drawing = Drawing("Federated training: examples stay with the clients, the server adds up updates", 315)
+    drawing.box(10, 10, 224, "client", "Client 1", "holds:", "its examples", "sends each round:", "an update")
+    drawing.box(10, 200, 224, "client", "Client 2 to n", "the same, with", "own examples")
+    end = drawing.box(342, 10, 248, "server", "Server", "holds:", "the trained weights", "with --secagg:",
+                      "sums of updates", "does not receive:", "examples")  # fmt: skip
+    drawing.arrow((240, 75), (336, 75), both=True)
+    drawing.text(288, 61, "weights", "faint", "middle")
+    drawing.text(288, 104, "updates", "faint", "middle")
+    drawing.arrow((240, 260), (466, 260), (466, end + 6), both=True)
     return drawing.svg()
 
 
@@ -126,23 +132,25 @@ def timeline() -> str:
     whole = offline + online
     drawing, at = (
         Drawing("A query over time: offline before the text is there, then online", 310),
-        Scale(0, whole, 90, 580),
+        Scale(0, whole, 98, 585),
     )
     lanes = {"client": 80, "server": 160, "dealer": 240}
     for party, y in lanes.items():
-        drawing.text(10, y + 19, party.capitalize(), party, bold=True)
+        drawing.text(10, y + 21, party.capitalize(), party, bold=True)
         drawing.bar(at(0), y, at(offline) - at(0), 28, party, faint=True)
         if party != "dealer":
             drawing.bar(at(offline), y, at(whole) - at(offline), 28, party)
-    drawing.line([(at(offline), 44), (at(offline), 275)], "ink", dashed=True)
-    drawing.text(at(offline / 2), 26, f"offline: {offline:.2f} s, needs no text", "ink", "middle")
+    drawing.line([(at(offline), 40), (at(offline), 275)], "ink", dashed=True)
+    drawing.text(at(offline / 2), 26, f"offline: {offline:.2f} s", "ink", "middle")
+    drawing.text(at(offline / 2), 60, "needs no text", "faint", "middle")
     drawing.text(at(offline + online / 2), 26, f"online: {online:.2f} s", "ink", "middle")
-    drawing.text(at(offline), 64, "the text arrives ", "faint", "end")
+    drawing.text(at(offline) + 10, 60, "the text arrives", "faint")
     drawing.arrow((at(offline / 2), 236), (at(offline / 2), 192))
     drawing.text(at(offline / 2) - 10, 220, f"{report['offline_bytes'] / MB:.0f} MB", anchor="end")
     drawing.arrow((at(offline) + 18, 112), (at(offline) + 18, 156), both=True)
-    drawing.text(at(offline) + 32, 140, f"{report['online_bytes'] / MB:.0f} MB, {report['rounds']} rounds")
-    drawing.text(at(offline) + 8, 259, "not involved", "faint")
+    drawing.text(at(offline) + 32, 130, f"{report['online_bytes'] / MB:.0f} MB,")
+    drawing.text(at(offline) + 32, 153, f"{report['rounds']} rounds")
+    drawing.text(at(offline) + 10, 261, "not involved", "faint")
     for value in (0, 0.2, 0.4, 0.6):
         drawing.text(at(value), 300, f"{value:g} s", "faint", "middle")
     return drawing.svg()
@@ -152,23 +160,26 @@ def peers() -> str:
     """Seconds and megabytes of everybody, of one query of MiniLM; work that can be done ahead in a lighter shade."""
     rows = kept("peers-minilm-128.json")[0]["rows"]
     drawing, y = (
-        Drawing("One query through Blindformer, CrypTen and SPU: seconds, then megabytes", 2 * (60 + 26 * len(rows))),
+        Drawing(
+            "One query through Blindformer, CrypTen and SPU: seconds, then megabytes", 2 * (50 + 32 * len(rows)) + LINE
+        ),
         0,
     )
     for name, key, unit in (("Seconds, 128 tokens", "s", 1.0), ("Megabytes of all parties", "bytes", MB)):
         online, offline = ([(row[f"{phase}_{key}"] or 0) / unit for row in rows] for phase in ("online", "offline"))
-        x = Scale(0, max(map(sum, zip(online, offline, strict=True))), 220, 540)
+        x = Scale(0, max(map(sum, zip(online, offline, strict=True))), 190, 525)
         drawing.text(10, y + 30, name, bold=True)
         if not y:
-            drawing.text(590, 30, "pale: offline, before the text is there", "faint", "end")
+            drawing.text(10, 30 + LINE, "pale: offline, before the text is there", "faint")
+            y += LINE
         for number, row in enumerate(rows):
-            top, kind = y + 44 + 26 * number, "client" if row["name"].startswith("blindformer") else "faint"
-            drawing.text(10, top + 16, f"{PEERS[row['name']]} ({row['parties']})")
+            top, kind = y + 42 + 32 * number, "client" if row["name"].startswith("blindformer") else "faint"
+            drawing.text(10, top + 20, f"{PEERS[row['name']]} ({row['parties']})")
             ahead, whole = x(online[number]), x(online[number] + offline[number])
-            drawing.bar(x(0), top, ahead - x(0), 20, kind)
-            drawing.bar(ahead, top, whole - ahead, 20, kind, faint=True)
-            drawing.text(whole + 6, top + 16, f"{online[number] + offline[number]:.{1 if unit == 1 else 0}f}", "faint")
-        y += 60 + 26 * len(rows)
+            drawing.bar(x(0), top, ahead - x(0), 26, kind)
+            drawing.bar(ahead, top, whole - ahead, 26, kind, faint=True)
+            drawing.text(whole + 6, top + 20, f"{online[number] + offline[number]:.{1 if unit == 1 else 0}f}", "faint")
+        y += 50 + 32 * len(rows)
     return drawing.svg()
 
 
@@ -176,7 +187,7 @@ def cost_by_length() -> str:
     """Bytes of one text through MiniLM, online and offline together; both axes are logarithmic."""
     rows = kept("costs.json")[0]["rows"]
     drawing, lengths = Drawing("Megabytes of one text by its length", 380), sorted({row["length"] for row in rows})
-    x, y = Scale(lengths[0], lengths[-1], 60, 410, log=True), Scale(5, 1000, 310, 50, log=True)
+    x, y = Scale(lengths[0], lengths[-1], 66, 375, log=True), Scale(5, 1000, 310, 50, log=True)
     axes(drawing, x, y, ("tokens of a text", "MB, online and offline"), (lengths, (5, 10, 20, 50, 100, 200, 500, 1000)))
     for (owner, plan, layers), (kind, name) in CURVES.items():
         own = [row for row in rows if (row["weights_are"], row["plan"], row["layers"]) == (owner, plan, layers)]
@@ -216,8 +227,8 @@ def accuracy_by_cost() -> str:
         points.append((report["ckks"]["mb_a_text"], 100 * report["accuracy"]["clear"]["value"], label, "client"))
     for cost, right, label, kind in points:
         drawing.dot(x(cost), y(right), kind)
-        end = "end" if kind == "server" else "start"
-        drawing.text(x(cost) + (-10 if end == "end" else 10), y(right) + 5, label, kind, end)
+        end, down = "end" if kind == "server" else "start", -6 if label.endswith("2 layers") else 6
+        drawing.text(x(cost) + (-10 if end == "end" else 10), y(right) + down, label, kind, end)
     return drawing.svg()
 
 
@@ -231,8 +242,8 @@ def federated_rounds() -> str:
         means = [100 * fmean(seeds) for seeds in zip(*row["curves"], strict=True)]
         drawing.line([(x(at), y(mean)) for at, mean in enumerate(means, 1)], kind)
         top = y(45) + LINE * number
-        drawing.line([(230, top - 5), (255, top - 5)], kind, 3)
-        drawing.text(263, top, f"{row['name']}: {100 * row['accuracy']:.1f} %", kind)
+        drawing.line([(90, top - 7), (115, top - 7)], kind, 3)
+        drawing.text(123, top, f"{row['name']}: {100 * row['accuracy']:.1f} %", kind)
     return drawing.svg()
 
 

@@ -17,6 +17,16 @@ from blindformer.tests import figures
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("protocols", "approximations", "models", "parties", "federated")
 WIDTH = 100
+PLUMBING = {  # public methods that only this package calls
+    "Client": "addresses ask",
+    "Compiled": "answer decode encode_inputs encode_known",
+    "EncryptedClient": "knock",
+    "LocalParties": "all_vouched check_open costs processes report_of texts_of_query vouched",
+    "Loaded": "examples length_for",
+    "Plan": "bits_of choice chosen constants content_hash from_json halvings has_scores same_functions to_json "
+    "trained_fits widened",
+    "PrivateModel": "bound",
+}
 
 
 def approximations() -> str:
@@ -40,7 +50,7 @@ def approximations() -> str:
 
 
 def python() -> str:
-    """All that `blindformer.__all__` names: functions, then classes with a table of their methods.
+    """All that `blindformer.__all__` names: functions, then classes with a table of their methods, without PLUMBING.
 
     A method that two classes have with the same text is in the table of the first.
     """
@@ -52,7 +62,8 @@ def python() -> str:
     for name, value in public.items():
         if inspect.isclass(value):
             parts.append(_documented(f"bf.{name}", value))
-            rows = [_row(own, method) for own, method in _methods(value)]
+            hidden = [own for cls in value.__mro__ for own in PLUMBING.get(cls.__name__, "").split()]
+            rows = [_row(own, method) for own, method in _methods(value) if own not in hidden]
             others = sorted({first[row] for row in rows if row in first})
             parts += ["| method | meaning |", "|---|---|"] * any(row not in first for row in rows)
             parts += [row for row in rows if row not in first]
@@ -62,7 +73,7 @@ def python() -> str:
 
 
 def errors() -> str:
-    """A row for each class of errors that a user may catch, indented below the one that it is a kind of."""
+    """A row for each class that the Python reference names, and for its bases and subclasses, which it indents."""
     kinds: dict[str, list[tuple[str, str, str]]] = {}
     for path in [ROOT / "errors.py", *sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -71,10 +82,14 @@ def errors() -> str:
                 where = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
                 kinds.setdefault(ast.unparse(node.bases[0]), []).append((node.name, meaning, where))
 
+    named = set(re.findall(r"\w+", python()))
+
     def rows(base: str, depth: int) -> Iterator[str]:
         for name, meaning, where in sorted(kinds.get(base, ())):
-            yield f"| {'&nbsp;' * 4 * depth}`{name}` | {meaning} | `blindformer.{where}` |"
-            yield from rows(name, depth + 1)
+            below = list(rows(name, depth + 1))
+            if below or name in named or base in named - {"BlindformerError"}:
+                yield f"| {'&nbsp;' * 4 * depth}`{name}` | {meaning} | `blindformer.{where}` |"
+            yield from below
 
     head = ["| class | means | module |", "|---|---|---|"]
     return "\n".join([*head, *rows("BlindformerError", 0)]) + "\n"
@@ -89,7 +104,7 @@ def options() -> str:
         name = item.opts[0] if item.opts[0][0] == "-" else item.make_metavar()
         default = "" if item.required or item.default in (None, False) else f" Default: `{item.default}`."
         rules = "".join(map(str, command.rules.get(item.name, ())))
-        return f"`{name}`", f"{item.help.removesuffix(rules)}{default}", rules
+        return f"`{name}`", f"{item.help.removesuffix(rules)}{default}".replace(" (default: none)", ""), rules
 
     rows = {
         " ".join(path): [
@@ -97,7 +112,7 @@ def options() -> str:
         ]
         for path, command in leaves().items()
     }
-    counts = Counter(row[:2] for own in rows.values() for row in own if row[0][:2] == "`-")
+    counts = Counter(row[:2] for own in rows.values() for row in own)
     shared: dict[str, str] = {}  # of several texts of one option, the most frequent
     for (name, text), count in counts.most_common():
         if count > 1:
@@ -114,6 +129,7 @@ def options() -> str:
 GENERATED = {"approximations": approximations, "python": python, "errors": errors, "options": options}
 GENERATED |= {"results": figures.results, "costs": figures.costs, "many": figures.many, "compared": figures.compared}
 GENERATED |= {"open": figures.open_models, "levels": figures.levels, "accuracy": figures.accuracy}
+GENERATED |= {"students": figures.students}
 GENERATED |= {"wraps": figures.wraps, "architectures": figures.architectures, **figures.in_words()}
 PART = re.compile(rf"(<!-- ({'|'.join(GENERATED)}):start -->\n?).*?(?=<!-- \2:end -->)", re.DOTALL)
 

@@ -3,8 +3,6 @@
 import json
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -44,32 +42,3 @@ def test_no_installed_package_has_an_advisory_with_a_remedy(tmp_path):
     report = audit("--vulnerability-service", service, "--skip-editable")
     assert report is not None
     assert not advisories(report)
-
-
-@pytest.fixture
-def osv():
-    """A service in OSV's form that knows one advisory."""
-
-    class Service(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["package"]
-            ranges = [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "2.10.1"}]}]
-            known = {"id": "X-1", "summary": "", "affected": [{"package": asked, "ranges": ranges}]}
-            body = json.dumps({"vulns": [known]} if asked["name"] == "jinja2" else {}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *arguments) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield "--vulnerability-service", "osv", "--osv-url", f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def test_an_advisory_is_seen(osv, tmp_path):
-    assert of_one(tmp_path, "jinja2==2.10", *osv) == ["jinja2 2.10: X-1, mended in 2.10.1"]
-    assert of_one(tmp_path, "numpy==2.0.0", *osv) == []

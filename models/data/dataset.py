@@ -224,17 +224,11 @@ def check_unseen(folder: Path, data: Dataset, *, quiet: bool = False) -> None:
         return
     if trained is None:
         if any((folder / name).is_file() for name in REPORTS):
-            unknown = (
-                f"{folder}: does not say how its training data was divided; if it was with another seed, test rows of "
-                f"{data.name} were trained on"
-            )
+            unknown = f"{folder}: does not name its seed; with another seed, test rows of {data.name} were trained on"
     elif now.test_rows == trained.test_rows:
         return
     elif now.content != trained.content:
-        unknown = (
-            f"{data.name}: is not what {folder} was trained on ({trained.name} as it was then); test rows that both "
-            "hold may have been trained on"
-        )
+        unknown = f"{data.name}: {folder} was trained on other data ({trained.name}), which may hold these test rows"
     else:
         before, other = trained.settings(), now.settings()
         changed = [name for name in before if before[name] != other[name]]
@@ -251,13 +245,6 @@ def check_unseen(folder: Path, data: Dataset, *, quiet: bool = False) -> None:
 def _word(setting: str, value: Any) -> str:
     name = f"{setting} column" if setting in ("text", "label") else setting.replace("_", " ")
     return f"no {name}" if value is None else f"{name} {value}"
-
-
-def content_of(path: Path) -> str:
-    """SHA-256 of a file, or of all in a folder."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    digests = [hashlib.sha256(file.read_bytes()).digest() for file in files if file.is_file()]
-    return hashlib.sha256(b"".join(digests)).hexdigest() if path.is_dir() else digests[0].hex()
 
 
 def rows_digest(inputs: list[str] | Tensor) -> str:

@@ -5,6 +5,7 @@ calls.py       answers the calls of linear layers while a model runs
 sequences.py   which groups a pass calls, with how many rows: known before its first message
 running.py     the passes of a model; rows beside the real ones, so that lengths stay hidden
 manifest.py    a group's weights as integers, and what parties agree on
+weights.py     both on disk, as server and dealer read them
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 MANIFEST = "delegated.json"
+HEAD = "head"  # folder of a private head, in a part of the model that has one
 _PARTS = ("", "client", "server", "dealer")
 
 

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ...versions import versions
 from ..artifacts import load_client, save
@@ -35,17 +34,17 @@ from ..data.dataset import columns_of
 from ..loading.adapters import Adapter, AdapterWarning
 from ..loading.ctranslate2 import parts_beside
 from ..loading.load import Loaded, load
-from . import MANIFEST
-from .head import HEAD, PrivateHead, head_of, save_without_head, without_head
+from . import HEAD, MANIFEST
+from .head import PrivateHead, head_of, save_without_head, without_head
 from .layers import ParameterIndex, base_name
-from .manifest import DelegatedModel, Manifest, digest_of, kept_digest
+from .manifest import DelegatedModel, digest_of, kept_digest
 from .part import DelegatedPart, delegated_part
 from .sequences import DelegationError
+from .weights import INTEGERS, TENSORS, integers_file, weights_at, write_integers
 
-INTEGERS, SCALES, MODEL = "integers", "scales.safetensors", "model"
+SCALES, MODEL = "scales.safetensors", "model"
 HOLDERS = ("server", "dealer")
 _OF_HEAD = ("server", "client")
-_TENSORS = ".safetensors"  # of integers, scales and what the client computes with, the manifest has digests
 _ABOUT = "client.json"
 _CODE, _OTHER_FORMATS = (".py", ".pyc"), (".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot")
 
@@ -59,7 +58,7 @@ def save_delegated(
     head: tuple[str, Mapping[int, Compiled]] | None = None,
 ) -> Path:
     """Write the parts (default: all) into `folder`, a new or empty one, or one of an earlier preparation. `files`:
-    where `write_integers` has put the integers; `head`: its name in the model, and its programs. Errors:
+    where `write_integers` (weights.py) has put the integers; `head`: its name in the model, and its programs. Errors:
     ArtifactError."""
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
@@ -91,17 +90,6 @@ def save_delegated(
     return root
 
 
-def load_weights(folder: str | Path, part: str) -> tuple[Manifest, list[Tensor]]:
-    """What the server or the dealer holds: by group, integers [outputs, inputs]. Errors: ArtifactError."""
-    return _weights(find_part(folder, part, _TENSORS))
-
-
-def _weights(place: Path) -> tuple[Manifest, list[Tensor]]:
-    manifest = _manifest(place)
-    integers = [_integers(place, number, entry.integers) for number, entry in enumerate(manifest.groups)]
-    return manifest, integers
-
-
 def check_part(folder: str | Path) -> None:
     """Errors: ArtifactError unless the client's part is there, with all its files."""
     place = part_place(folder, "client")
@@ -118,8 +106,8 @@ def load_part(folder: str | Path, adapter: str | Path | None = None, memory: flo
 
     Errors: ArtifactError, DelegationError, LoadError.
     """
-    place = find_part(folder, "client", None if memory else _TENSORS)  # no digest is there of layers as they were
-    manifest, integers = _weights(place)
+    place = find_part(folder, "client", None if memory else TENSORS)  # no digest is there of layers as they were
+    manifest, integers = weights_at(place)
     about = read_json(place / _ABOUT)
     scales = load_file(place / SCALES)
     source = place / MODEL / about["file"] if about["file"] else place / MODEL
@@ -163,29 +151,15 @@ def leave_out(part: DelegatedPart) -> None:
     part.runner.index = ParameterIndex(module, known)
 
 
-def write_integers(folder: Path, number: int, integers: Tensor) -> Tensor:
-    """Write a group's integers into a file, and map them: they take no more memory. Errors: ArtifactError."""
-    file = folder / _name(number)
-    try:
-        save_file({"integers": integers}, file)
-        return load_file(file)["integers"]
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{file}: cannot be written ({error}); free space or choose another folder") from None
-
-
-def _name(number: int) -> str:
-    return f"{number}{_TENSORS}"
-
-
 def _write_weights(model: DelegatedModel, place: Path, files: Path | None) -> None:
     (place / INTEGERS).mkdir(parents=True)
     _write_json(place / MANIFEST, model.manifest.to_json())
     for number, integers in enumerate(model.integers):
-        file = place / INTEGERS / _name(number)
+        file = place / INTEGERS / integers_file(number)
         if files is None:
             write_integers(place / INTEGERS, number, integers)
         else:
-            _linked(files / _name(number), file)
+            _linked(files / integers_file(number), file)
         shutil.copymode(place / MANIFEST, file)  # nothing to hide in it
 
 
@@ -217,24 +191,6 @@ def _linked(source: str | Path, target: str | Path) -> None:
         os.link(os.path.realpath(source), target)
         return
     shutil.copyfile(source, target)
-
-
-def _manifest(place: Path) -> Manifest:
-    try:
-        return Manifest.from_json(read_json(place / MANIFEST))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{place / MANIFEST}: is not of this version ({error}); prepare the model again") from None
-
-
-def _integers(place: Path, number: int, digest: str) -> Tensor:
-    file = place / INTEGERS / _name(number)
-    try:
-        tensor = load_file(file)["integers"]
-    except (OSError, KeyError, SafetensorError) as error:
-        raise ArtifactError(f"{file}: cannot be read ({error}); prepare the model again") from None
-    if digest_of(tensor) != digest:
-        raise ArtifactError(f"{file}: is not the manifest's; prepare the model again")
-    return tensor
 
 
 def _write_json(file: Path, value: Any) -> None:

@@ -29,7 +29,6 @@ from ..loading.load import Loaded
 from ..open_weights import PRIVATE
 from .sequences import DelegationError
 
-HEAD = "head"
 Ask = Callable[[dict[str, Tensor]], Tensor | None]
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...protocols.devices import CPU
 from ..data import DataError, Examples
 from ..loading.load import BUCKETS, Loaded
 
-CPU = torch.device("cpu")
 _PADDED_TO = 8  # lengths are multiples of this: some padding is seen in training, as it is in a private run
 
 

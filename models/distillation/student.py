@@ -127,8 +127,7 @@ def _embeddings(teacher: nn.Module) -> dict[str, Tensor]:
     if missing or padded:
         what = f"has no {missing[0]}" if missing else "counts positions from its padding's index"
         raise DistillError(
-            f"{type(teacher).__name__}: {what}; a student of another width needs a teacher with BERT's embeddings: "
-            "leave hidden out, or give another teacher"
+            f"{type(teacher).__name__}: {what}; leave hidden out, or give a teacher with BERT's embeddings"
         )
     return weights
 

@@ -17,7 +17,6 @@ from ..loading.huggingface import FILES_ALONE, huggingface
 from ..loading.load import Loaded
 from ..open_weights import Weights
 from ..program.program import Program, ProgramError
-from ..unfinished import Unfinished
 from .decoder import Decoder, GenerationError, attention_kept, causal_model, sink
 from .parts import SIZES, compile_decoder
 
@@ -68,8 +67,7 @@ class Chat:
             template = getattr(self.tokenizer, "chat_template", None) is not None
             remedy = "use tokenizer.apply_chat_template" if template else f"put the tokens {self.prefix} before it"
             raise GenerationError(
-                f"conversation: does not begin with {self.tokenizer.decode(self.prefix)!r}, as the model was compiled; "
-                f"its system prompt is the owner's; {remedy}"
+                f"conversation: must begin with the owner's {self.tokenizer.decode(self.prefix)!r}; {remedy}"
             )
         if len(tokens) == len(self.prefix):
             raise GenerationError("prompt: has no token after the prefix; write something to be continued")
@@ -107,7 +105,6 @@ def compile_chat(
     weights: Weights | None = None,
     texts: Sequence[str] | None = None,
     progress: Progress | None = None,
-    kept: Unfinished | None = None,
 ) -> tuple[Compiled, Chat]:
     """Compile a causal model to answer token by token.
 
@@ -122,7 +119,7 @@ def compile_chat(
                 parameters by either: what a system prompt becomes is private as soon as one of them is
                 (default: private; with an adapter the base's are public, and the adapter's are always private)
     texts       typical texts to calibrate on (default: built-in ones). Never a user's
-    progress, kept    as of `compile`
+    progress    as of `compile`
 
     Errors: GenerationError, and those of `compile`.
     """
@@ -141,7 +138,6 @@ def compile_chat(
                 weights=loaded.weights(weights).within("model.", ["prefix_*"]),
                 progress=progress,
                 name=loaded.name,
-                kept=kept,
             )
         except (CalibrationError, ProgramError) as error:
             raise _with_sink(error, decoder, typical, loaded.processor) from None
@@ -183,9 +179,8 @@ def _with_sink(
     if outlier.times < _FAR:
         return error
     return type(error)(
-        f"{error}. Of the calibration texts, token {tokenizer.decode([outlier.token])!r} at place {outlier.place} has "
-        f"values {outlier.times:.0f} times those of others in {outlier.module}: say it in the system "
-        "prompt (--system), which is computed in the clear"
+        f"{error}. Token {tokenizer.decode([outlier.token])!r} at place {outlier.place} has {outlier.times:.0f} times "
+        f"others' values in {outlier.module}: add it to the prompt (--system)"
     )
 
 

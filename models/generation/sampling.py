@@ -30,8 +30,7 @@ def check_of_tokens(do_sample: bool = False, temperature: float | None = None, *
     for name, value in options.items():
         if name not in _OF_TOKENS and value is not None and value != _NEUTRAL.get(name):
             raise GenerationError(
-                f"{name}: needs the scores of all words, and this model reveals only the token; leave it out, or "
-                "compile with --reveal scores"
+                f"{name}: the model reveals only the token; leave it out, or compile with --reveal scores"
             )
     temperature = 1.0 if temperature is None else temperature
     if do_sample and not 0 < temperature <= MAX_TEMPERATURE:

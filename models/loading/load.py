@@ -376,8 +376,8 @@ def _model(
     left = sorted(key for key in info["unexpected_keys"] if "pooler" not in key)
     if left and not name:
         raise LoadError(
-            f"{folder}: holds weights of a head ({left[0]}), and config.json does not say of which class; add "
-            f'"architectures", such as ["{type(model).__name__.removesuffix("Model")}ForSequenceClassification"]'
+            f'{folder}: has a head ({left[0]}) without a class; add to config.json "architectures": '
+            f'["{type(model).__name__.removesuffix("Model")}ForSequenceClassification"]'
         )
     return model
 

@@ -48,8 +48,7 @@ def run_prelude(
             raise ProgramError(f"input {name}: is missing; the program takes {', '.join(program.inputs)}")
         if tuple(inputs[name].shape) != tuple(shape):
             raise ProgramError(
-                f"input {name}: has shape {list(inputs[name].shape)}, the program takes {list(shape)}; "
-                "pad to the program's length, or compile for this one"
+                f"input {name}: has shape {list(inputs[name].shape)}, the program takes {list(shape)}; pad to that"
             )
         values[name] = inputs[name]
     with torch.no_grad():

@@ -80,7 +80,7 @@ def not_run(model: nn.Module, error: Exception) -> LoweringError:
     """What a model that raises on its inputs is refused with."""
     if "index out of range in self" in str(error):  # torch's words for a row that a table does not have
         return LoweringError(
-            "inputs: hold an id that the model has no row for; encode with its own tokenizer, no longer than it takes"
+            "inputs: an id has no row in the model; encode with its own tokenizer, no longer than it takes"
         )
     return LoweringError(f"{type(model).__name__}: does not run on these inputs: {first_line(error)}")
 

@@ -61,8 +61,7 @@ def split(lowering: Lowering, node: Node) -> tuple[list[Value], Node]:
         return masks, lowering.builder.constant(torch.zeros(node.shape, dtype=torch.float64))
     if _reads(rest, lambda source: _may_hide(lowering, source)):
         raise lowering.fail(
-            "unknown form of attention mask; add it to the scores just before the softmax, computed from "
-            "the inputs alone"
+            "unknown form of attention mask; add it to the scores before the softmax, from the inputs alone"
         )
     return masks, rest
 

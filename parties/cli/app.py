@@ -28,10 +28,11 @@ from . import (
     search,
     services,
 )
-from .commands import CommandEntry
+from .commands import CommandEntry, CommandLine
 
 app = typer.Typer(
     name="blindformer",
+    cls=CommandLine,
     help="Run Transformers privately: two parties and an offline dealer, semi-honest security.",
     no_args_is_help=True,
     suggest_commands=not any(needed.startswith("click") for needed in requires("typer") or ()),  # else click does it
@@ -76,11 +77,11 @@ COMMANDS: dict[str, CommandEntry] = {
     **of_other_packages(),
     "tune": CommandEntry(
         evaluate.tune, "Build", "mails --data mails.csv --out plan.json",
-        "--data --budget --metric --plan --out --report --length --network --texts --format",
+        "--data --budget --metric --plan --out --length --network --texts --format",
     ),
     "evaluate": CommandEntry(
         evaluate.evaluate, "Build", "mails --data mails.csv",
-        "--data --text --protocol --plan --teacher --private --length --tokens --report --format",
+        "--data --text --protocol --plan --teacher --private --length --tokens --format",
     ),
     "list": CommandEntry(doctor.list_names, "Build", "plans"),
     "serve": CommandEntry(services.serve, "Serve", "compiled/server --certs certs"),

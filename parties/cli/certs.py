@@ -43,12 +43,12 @@ def make(
         bool,
         Option(
             "--keep-ca-key/--drop-ca-key",
-            help="Keep the CA's key as ca.key, to add, renew and revoke certificates.",
+            help="Keep the CA's key, to add, renew and revoke certificates.",
         ),
     ] = True,
     passphrase_file: Annotated[
         Path | None,
-        Option(help="Encrypt the CA's key with the passphrase in the first line of this file (default: none)."),
+        Option(help="File with the passphrase of the CA's key in its first line (default: not encrypted)."),
     ] = None,
     force: Force = False,
     form: options.Form = "text",
@@ -80,9 +80,7 @@ def add(
     role: Annotated[
         str, Argument(help="The role, server, client, dealer or helper; with --party the name of a party.")
     ],
-    name: Annotated[
-        str | None, Option(help="The name of its files, and of a new folder with all it needs (default: the role).")
-    ] = None,
+    name: Annotated[str | None, Option(help="The name of its files and of its folder (default: the role).")] = None,
     party: Annotated[bool, Option("--party", help="The role is the name of a party of protocol crypten.")] = False,
     days: Annotated[
         float | None,

@@ -82,10 +82,10 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
         None
     )
     seed: Annotated[int | None, Option(min=0, help="Seed of sampling (default: random)."), DRAWN] = None
-    drafts: Annotated[int, Option(min=0, help="Tokens to propose by prompt lookup and check in one pass; 0: none.")] = 0
+    drafts: Annotated[int, Option(min=0, help="Tokens to propose by prompt lookup in each pass; 0: none.")] = 0
     assistant: Annotated[
         str | None,
-        Option(help="A small public model that proposes tokens: speculative decoding, 7 --drafts (default: none)."),
+        Option(help="A small public model that proposes tokens (default: none)."),
     ] = None
     server: Annotated[
         str, Option(help="HOST:PORT of the server; or local: a server and a dealer on this machine, for this command.")

@@ -17,13 +17,14 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 from typer.models import ParameterInfo
 
 from ...errors import BlindformerError
+from .. import retired
 from ..config import key_of
 
-# Of commands whose other settings are keys of a file: the sections where an option that they lack may be a key.
+# Of commands whose other settings are keys of a file: the sections where an option that they had is a key.
 IN_FILE = {
     "serve": ("server", "session", "crypten"),
     "dealer": ("dealer", "session"),
@@ -159,6 +160,7 @@ class CheckedCommand(TyperCommand):
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         words = args[: args.index("--")] if "--" in args else args
+        retired.refuse_retired(self.name, words)
         known = {option for parameter in self.params for option in parameter.opts}
         for option in (word.partition("=")[0] for word in words):
             if (
@@ -166,8 +168,7 @@ class CheckedCommand(TyperCommand):
                 and option not in known
                 and (key := key_of(option, *IN_FILE.get(self.name or "", ())))
             ):
-                what = f"is a key of the settings file; write {key}, and add --config FILE"
-                raise BlindformerError(f"{option}: {what}")
+                raise BlindformerError(f"{option}: {retired.key(key)}")
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> Any:
@@ -180,6 +181,14 @@ class CheckedCommand(TyperCommand):
                 for passes in checks:
                     passes(text)
         return self._run(**given)
+
+
+class CommandLine(TyperGroup):
+    """All commands. One of an earlier version is answered with the command that is there now."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        retired.refuse_retired_command(args[0])
+        return super().resolve_command(ctx, args)
 
 
 def check(ctx: typer.Context, **settled: Any) -> None:

@@ -151,8 +151,8 @@ def _delegate(model: str, out: Path, plan: str | None, given: dict[str, Any], th
     with loading(threads) as phases:
         from ...models.artifacts.layout import versions
         from ...models.delegated.building import delegate_folder
-        from ...models.delegated.folder import load_weights
         from ...models.delegated.head import private_of
+        from ...models.delegated.weights import load_weights
         from ...models.loading.load import load
         from ..session.delegation import PublicWeights
 
@@ -217,10 +217,7 @@ def _show(inspection: Any, folder: Path, written: str) -> None:
         f"{', '.join(inspection.released) or 'nothing'}"
     )
     if inspection.open_weights:
-        out.print(
-            f"{len(inspection.open_weights)} parameters are open: every computing party holds them. Texts are secret "
-            "while the two servers (or server and dealer) do not collude"
-        )
+        out.print(f"{len(inspection.open_weights)} parameters are public: every computing party holds them")
 
 
 def _show_next(folder: Path, task: Any, files: Path, chat: bool, encrypted: bool) -> None:

@@ -38,7 +38,7 @@ def doctor(
     dealer: options.Dealer = None,
     protocol: options.Served = None,
     print_config: Annotated[
-        bool, Option("--print-config", help="Print a configuration with every setting and its default, and end.")
+        bool, Option("--print-config", help="Print a configuration with every setting, and end.")
     ] = False,
     env: Annotated[
         bool,

@@ -68,7 +68,7 @@ def _show_delegated(
             f"online   {price.rounds} rounds, {price.up_bytes / MB:.2f} MB to the server, "
             f"{price.down_bytes / MB:.2f} MB back: {price.network_s:.2f} s on the network\n"
             f"offline  {price.offline_bytes / MB:.2f} MB from dealer to server: {price.offline_network_s:.2f} s\n"
-            "what the parties compute comes on top: about as long as the model takes in the clear, at each of them"
+            "computation comes on top: at each party about as long as the model takes in the clear"
         )
         if head is not None:
             out.print(
@@ -99,7 +99,7 @@ def estimate(
         int | None,
         Option(
             min=32,
-            help="Estimate a conversation of so many tokens, answers included (default: one query of a text).",
+            help="Estimate a conversation of this many tokens (default: one query).",
         ),
     ] = None,
     window: Annotated[options.Window, TALKS] = None,
@@ -221,8 +221,8 @@ def _priced(
         return compile_alike(loaded, inputs, plan, progress=progress, **options)[0]
     compiled: list[Any] = []
 
-    def write(folder: Path, plan: Any, kept: Any) -> Path:
-        calibrated = {"texts": texts, "progress": progress, "kept": kept, **options}
+    def write(folder: Path, plan: Any) -> Path:
+        calibrated = {"texts": texts, "progress": progress, **options}
         compiled.append(compile_lengths(loaded, [length], plan, **calibrated)[length])
         return save(compiled[0], folder, loaded, parts=("helper",))
 
@@ -305,7 +305,7 @@ def _show_conversation(model: str, plan: str, protocol: str, price: Any) -> None
         f"{read.online_bytes / MB:.1f} MB online, {read.offline_bytes / MB:.1f} MB offline\n"
         f"network  {_in_words(price)}\n"
         f"set-up   about {price.setup_s:.2f} s: {price.setup_bytes / MB:.1f} MB of masked weights, once\n"
-        "(offline is made while the pass before runs, as far as each party has cores for it: then a token takes less)"
+        "(a token takes less if the parties have cores to prepare it during the pass before)"
     )
 
 

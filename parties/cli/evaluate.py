@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
@@ -14,11 +14,15 @@ from ..registry import sessions
 from . import options
 from .commands import Needs
 from .items import listed
-from .output import console, mb, print_result, show_next, spare_folder, table
-from .steps import check_output, check_there, loading, read_plan, read_system, refuse
+from .output import console, print_result, table
+from .steps import check_there, loading, read_plan, read_system, refuse
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.loading.load import Loaded
+from typing import Literal
+
+from .output import mb, show_next, spare_folder
+from .steps import check_output
 
 OF_DATA, OF_TEXT = Needs("--data"), Needs("--text")
 
@@ -42,12 +46,10 @@ def evaluate(
         str,
         Option(help="How to run it, with commas: torch, clear (fixed point), beaver, ckks, crypten, delegated."),
     ] = "torch,clear",
-    plan: Annotated[
-        str | None, Option(help="A preset or a plan's JSON file (default: the folder's plan.json).")
-    ] = None,
+    plan: Annotated[str | None, Option(help="A preset or a JSON file (default: the folder's plan.json).")] = None,
     teacher: Annotated[
         str | None,
-        Option(help="Model to measure agreement with (default: DIR/teacher, else this model in float32)."),
+        Option(help="Model to measure agreement with (default: DIR/teacher, else float32)."),
         OF_DATA,
         options.NAMES_MODEL,
     ] = None,
@@ -60,18 +62,13 @@ def evaluate(
         int | None, Option(min=8, help="Tokens that longer texts are cut at, in every row (default: 128)."), OF_DATA
     ] = None,
     tokens: Annotated[
-        int | None, Option(min=32, help="Tokens of a window of the text, as of a conversation (default: 256)."), OF_TEXT
+        int | None, Option(min=32, help="Tokens of a window of the text (default: 256)."), OF_TEXT
     ] = None,
     window: Annotated[options.Window, OF_TEXT] = None,
     system: Annotated[
         Path | None,
-        Option(help="A file with the system prompt that begins each window (default: the model's own)."),
+        Option(help="File with the system prompt (default: the model's own)."),
         OF_TEXT,
-    ] = None,
-    report: Annotated[
-        Path | None,
-        Option(help="A file to write a page (.html), or only the picture (.png), into (default: none)."),
-        OF_DATA,
     ] = None,
     seed: Annotated[options.TrainedSeed, OF_DATA] = None,
     columns: options.Columns,
@@ -87,7 +84,6 @@ def evaluate(
     if data is None:
         of_data = {name: getattr(columns, name) for name in ("text_column", "label_column")}
         refuse(of_data, "needs --data; add it, or leave this out")
-    check_output("--report", report, "a page or a picture", ".html", ".png")
     check_there("--text", text)
     check_there("--system", system)
     with loading(threads, notes=1) as phases:
@@ -120,15 +116,6 @@ def evaluate(
             evaluations = [_of_data(load(name), of, teacher, common) for name, of in zip(models, datasets, strict=True)]
     show = [partial(_show if text is None else _show_text, one) for one in evaluations]
     print_result(form, {"evaluations": [one.to_dict() for one in evaluations]}, *show)
-    if report is not None:  # last: what was found is not lost with it
-        from ...protocols.errors import writing
-        from ..reports.evaluation import accuracy_figure, evaluation_page
-
-        with writing(report, "choose another file"):
-            if report.suffix == ".png":
-                report.write_bytes(accuracy_figure(evaluations))
-            else:
-                report.write_text(evaluation_page(evaluations), encoding="utf-8")
 
 
 def _of_data(loaded: Loaded, dataset: Any, teacher: str | None, common: dict[str, Any]) -> Any:
@@ -194,12 +181,9 @@ def tune(
         Option(help="What the budget counts: accuracy, or agreement with float32 or a student's plan."),
     ] = "accuracy",
     plan: options.OwnPlan = None,
-    out: Annotated[
-        Path | None, Option(help="A .json file to write the plan into (default: it is only printed).")
-    ] = None,
-    report: Annotated[Path | None, Option(help="A .png file to draw the frontier into (default: none).")] = None,
+    out: Annotated[Path | None, Option(help="A .json file for the plan (default: print it).")] = None,
     length: Annotated[int, Option(min=8, help="Tokens that a query has.")] = 32,
-    network: Annotated[str, Option(help="The network that seconds are of: loopback, lan or wan.")] = "lan",
+    network: Annotated[str, Option(help="loopback, lan or wan.")] = "lan",
     texts: Annotated[int, Option(min=10, help="Validation texts that plans are judged on.")] = 300,
     seed: options.TrainedSeed = None,
     columns: options.Columns,
@@ -207,17 +191,15 @@ def tune(
     form: options.Form = "text",
 ) -> None:
     """Find the cheapest approximations, layer by layer, within a budget of lost accuracy. Nothing is trained."""
-    check_output("--report", report, "a picture", ".png")
     check_output("--out", out, "a plan in JSON", ".json")
     with loading(threads) as phases:
         from ...models.data import check_unseen
         from ...models.judging.evaluation import check_classifier
-        from ...models.judging.search import REFITTED
+        from ...models.judging.search import CALIBRATION
         from ...models.judging.search import search as run
         from ...models.loading.load import load, locate
         from ...protocols.errors import writing
         from ..reports.estimate import estimate, find_network
-        from ..reports.evaluation import frontier_figure
 
         near = find_network(network)
         base = None if plan is None else read_plan(plan)
@@ -243,7 +225,7 @@ def tune(
         best = run(
             loaded,
             dataset.validation.subset(texts, seed),
-            dataset.train.subset(REFITTED, seed).texts,
+            dataset.train.subset(CALIBRATION, seed).texts,
             price,
             base=base,
             budget=budget,
@@ -259,9 +241,6 @@ def tune(
     if out is not None:  # last: what was found is not lost with it
         with writing(out, "choose another"):
             best.chosen.plan.save(out)
-    if report is not None:
-        with writing(report, "choose another"):
-            report.write_bytes(frontier_figure(best))
 
 
 def _show_tuned(best: Any, network: str) -> None:
@@ -288,11 +267,6 @@ def _show_tuned(best: Any, network: str) -> None:
     out.print(table(*headings, right=(3, 4, 5), rows=rows))
     if len(best.sensitivities) > SHOWN:
         out.print(f"... and {len(best.sensitivities) - SHOWN} more: --format json has them all")
-    if best.smaller:
-        out.print(f"\nsmaller models, refitted and not trained (plan {best.points[0].plan.name})")
-        headings = ("student", "lost, points", "KL, nats", f"seconds, {network}", "online MB", "offline MB", "rounds")
-        shapes = [(item.options, item.quality, item.price) for item in best.smaller]
-        out.print(table(*headings, right=range(1, 7), rows=[_shape(best, *shape) for shape in shapes]))
     out.print("\nfrontier")
     points = [
         (
@@ -309,8 +283,8 @@ def _show_tuned(best: Any, network: str) -> None:
     out.print(
         f"Lost, KL and agreement: against {best.reference} in torch"
         + ("" if best.reference == "float32" else ", which the weights were trained for")
-        + ".\nNothing was trained: what needs distillation breaks an untouched model, and the figures show how much.\n"
-        "The layers that bear it best are those where a student has least to learn."
+        + ".\nNothing was trained: the figures show how much each change alters the untouched model.\n"
+        "The layers that lose least are those where a student has least to learn."
     )
 
 
@@ -323,11 +297,6 @@ def _show_next(model: str, teacher: Path | str | None, out: Path | None, data: l
     if teacher is not None:
         options = ["--plan", out, "--out", f"{Path(model).name}-student"]
         show_next("to train a student for it", ["distill", "--teacher", teacher, *data, *options])
-
-
-def _shape(best: Any, options: list[str], quality: Any, price: dict[str, float]) -> tuple[str, ...]:
-    lost = f"{quality.loss(best.exact, best.metric):.1f}", f"{quality.divergence:.2g}", f"{price['seconds']:.3f}"
-    return (" ".join(options), *lost, mb(price["online_bytes"], 1), mb(price["offline_bytes"], 1), f"{price['rounds']}")
 
 
 def _percent(quality: Any) -> str:

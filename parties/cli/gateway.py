@@ -27,7 +27,7 @@ from .steps import Weights, cache_folder, compiling, loading, published, read_le
 
 ServedModelName = Annotated[
     list[str] | None,
-    Option(help="Name of a model in the API (default: its own); once for each, in order."),
+    Option(help="Name of a model in the API (default: its own), once for each."),
 ]
 
 STARTED = Without("--print-config")

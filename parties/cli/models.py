@@ -57,8 +57,7 @@ def _models() -> list[dict[str, Any]]:
 
 def _cache() -> dict[str, Any]:
     """Masked weights, as rows of models, and what all of the cache takes."""
-    from ...models.artifacts.sharing import bytes_on_disk
-    from ..housekeeping import files_below
+    from ..housekeeping import bytes_on_disk, files_below
     from ..session.weight_transfer import masked_models
 
     folder = cache_folder()
@@ -81,7 +80,7 @@ def _cache() -> dict[str, Any]:
 def _total(folder: Path, bytes: int) -> str:
     if not bytes:
         return f"\nthe cache ({at_home(folder)}) is empty: models are compiled into it at their first use"
-    return f"\n{mb(bytes, 1)} MB in the cache ({at_home(folder)}); what models have in common is counted once"
+    return f"\n{mb(bytes, 1)} MB in the cache ({at_home(folder)})"
 
 
 def _footnotes(problems: Sequence[str]) -> list[str]:
@@ -106,11 +105,9 @@ FIRST = 3  # of many names
 def show(
     name: Annotated[
         str,
-        Argument(help="A compiled folder or its part, or a name in `blindformer models`."),
+        Argument(help="A compiled folder, its part, or a name in `blindformer models`."),
     ],
-    length: Annotated[
-        int | None, Option(min=0, help="Show the layers of this compiled length only (default: of all).")
-    ] = None,
+    length: Annotated[int | None, Option(min=0, help="Only this compiled length (default: all).")] = None,
     precision: Annotated[
         bool,
         Option(
@@ -156,7 +153,7 @@ def _show_delegated(folder: Path, form: str) -> None:
     """The groups of layers that are delegated, and the bytes that one row of each sends."""
     with loading(notes=1) as phases:
         from ...models.artifacts.layout import parts_of
-        from ...models.delegated.folder import load_weights
+        from ...models.delegated.weights import load_weights
         from ..session.delegation import PublicWeights
 
         part, place = next(iter(parts_of(folder).items()))
@@ -316,7 +313,7 @@ def rm(
     ],
     length: Annotated[
         list[int] | None,
-        Option(help="Remove only what is compiled for so many tokens (default: all lengths). May be repeated."),
+        Option(help="Only this compiled length (default: all). May be repeated."),
     ] = None,
     dry_run: DryRun = False,
     form: options.Form = "text",
@@ -337,7 +334,7 @@ def prune(
         Option(
             parser=_seconds,
             metavar="AGE",
-            help="Also remove what was not used for so long: 12h, 30d, 4w (default: any age).",
+            help="Also what was unused for 12h, 30d, 4w (default: any age).",
         ),
     ] = None,
     everything: Annotated[bool, Option("--all", help="Remove all that is compiled, and all masked weights.")] = False,
@@ -365,9 +362,9 @@ def _finish(cache: Path, removal: CacheRemoval, dry_run: bool, form: str) -> Non
         return [{"name": item.name, "why": item.why, "paths": list(item.paths)} for item in items]
 
     rows = [(item.name, item.why, ", ".join(path.name for path in item.paths[:1])) for item in removal.items]
-    summary = {"cache": cache, "removed": not dry_run, "shared": removal.shared, "bytes": removal.bytes}
+    summary = {"cache": cache, "removed": not dry_run, "bytes": removal.bytes}
     summary |= {"items": listed(removal.items), "left": listed(removal.left)}
-    if not rows and not removal.shared:
+    if not rows:
         print_result(form, summary, f"nothing to remove in {at_home(cache)}")
         return
     total = f"{'would free' if dry_run else 'freed'} {mb(removal.bytes, 1)} MB of {at_home(cache)}"

@@ -57,7 +57,7 @@ NAMES_MODEL = Checked(check_name)
 Model = Annotated[
     str,
     Argument(
-        help="A model's folder, a Hugging Face id, or a packaged model, such as minilm (`blindformer models`).",
+        help="A model's folder, a Hugging Face id, or a packaged model, such as minilm.",
     ),
     NAMES_MODEL,
 ]
@@ -113,9 +113,9 @@ Served = Annotated[
     ),
 ]
 Parties = Annotated[int, Option(help="Number of parties, besides the dealer.")]
-Threads = Annotated[int, Option(min=1, help="Threads of each party that computes.")]
+Threads = Annotated[int, Option(min=1, help="Threads that compute; training is repeatable only with 1.")]
 OwnThreads = Annotated[
-    int, Option("--threads", min=1, help="Threads of this command; training is repeatable only with 1.")
+    int, Option("--threads", min=1, help="Threads that compute; training is repeatable only with 1.")
 ]
 
 
@@ -145,10 +145,10 @@ RowId = Annotated[
 ]
 Encoding = Annotated[
     str | None,
-    Option(help="Encoding of text files, such as cp1252 (default: UTF-8, or by the byte order mark)."),
+    Option(help="Encoding of text files, such as cp1252 (default: UTF-8)."),
 ]
 Truncate = Annotated[
-    Truncation, Option(help="Texts that are too long: refuse (off), cut that part, or query overlapping windows.")
+    Truncation, Option(help="Long texts: refuse (off), cut (end, start), or query overlapping windows.")
 ]
 Listen = Annotated[str | None, Option(help=setting_help(GatewaySection, "listen"))]
 Pairs = Annotated[
@@ -160,9 +160,7 @@ Pairs = Annotated[
 ]
 
 # A deployment.
-Config = Annotated[
-    Path | None, Option(help="The deployment's blindformer.toml, with defaults of options (default: none).")
-]
+Config = Annotated[Path | None, Option(help="The deployment's blindformer.toml (default: none).")]
 OwnConfig = Annotated[
     Path | None,
     Option(
@@ -196,7 +194,7 @@ Audits = Annotated[float | None, Option(metavar="RATE", min=0, max=0.75, help=se
 REMOTE = Without("--server local")
 ClientCerts = Annotated[
     Path | None,
-    Option("--certs", help="Folder with ca.pem, client.pem, client.key (default: certs)."),
+    Option("--certs", help="Folder with ca.pem and this party's certificate and key (default: certs)."),
 ]
 Adapter = Annotated[str | None, Option(metavar="NAME", help=setting_help(ClientSection, "adapter"))]
 ClientMemory = Annotated[
@@ -289,7 +287,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 Data = Annotated[
     str,
-    Option(help="Labelled examples: a data set's name (or NAME=FOLDER), a table, or a folder of `datasets`."),
+    Option(help="Labelled examples: a data set (or NAME=FOLDER), or a table."),
 ]
 Seed = Annotated[int, Option(min=0, help="Seed of the split and of all randomness.")]
 TrainedSeed = Annotated[

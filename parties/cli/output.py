@@ -234,10 +234,7 @@ def finish_of(answer: Result) -> dict[str, str]:
 
 def note_unfinished(answers: Sequence[Result]) -> None:
     if count := sum(one.finish == "length" for one in answers):
-        note(
-            f"{count} of {len(answers)} answers ended where the room for tokens did, not by themselves; for longer "
-            "ones compile with more --tokens, if the model takes more"
-        )
+        note(f"{count} of {len(answers)} answers ended at the limit of tokens; compile with more --tokens")
 
 
 def answer_table(

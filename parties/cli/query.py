@@ -79,8 +79,8 @@ def answer_rows(
     print_result(form, {"out": out, **asdict(report), "per_second": report.per_second, **facts}, summary)
     if doubtful := bool(report.distrusted or (report.canaries and report.canaries.unlike)):
         print(
-            f"blindformer: canaries: {report.distrusted:,} rows were asked with one whose answer is not as known: "
-            "do not trust these answers; column `distrusted` says which",
+            f"blindformer: canaries: {report.distrusted:,} rows are beside a wrong canary answer: "
+            "do not trust them (column `distrusted`)",
             file=sys.stderr,
         )
     if report.failed or doubtful:
@@ -119,7 +119,7 @@ def query(
         list[str] | None,
         Argument(
             metavar="[FOLDER] [TEXT]...",
-            help="The client's part of a compiled folder, or with --server local a model; then texts, files or `-`.",
+            help="The client's part of a compiled folder, or a model; then texts, files or `-`.",
         ),
     ] = None,
     inputs: InputOptions,
@@ -129,14 +129,14 @@ def query(
     adapter: options.Adapter = None,
     length: Annotated[
         str,
-        Option(help="Padded length: auto: the least compiled length that fits; or one length."),
+        Option(help="Padded length (auto: the least compiled length that fits)."),
     ] = "auto",
     truncate: options.Truncate = "off",
     top: Annotated[
         int | None,
         Option(
             min=1,
-            help="Labels, tokens or spans to show (default: all labels, 5 tokens, 1 span).",
+            help="Labels, tokens or spans to show (default: all, 5, 1).",
         ),
         Without("--out"),
     ] = None,
@@ -157,7 +157,7 @@ def query(
     sessions: Annotated[int, Option(min=1, max=1024, help="Sessions that query at once."), Needs("--out")] = 1,
     engine: Annotated[
         Literal["local", "ray"],
-        Option(help="Where queries run: local: this process; ray: a cluster."),
+        Option(help="local: this process; ray: a cluster."),
         Needs("--out"),
     ] = "local",
     canaries: Annotated[

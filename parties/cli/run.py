@@ -67,7 +67,7 @@ def run(
     ] = None,
     length: Annotated[
         str,
-        Option(help="Padded length: auto: 16, 32, 64 ...; exact: the text's own, which it reveals; or a number."),
+        Option(help="Padded length: auto, exact (reveals the text's own), or a number."),
     ] = "auto",
     truncate: options.Truncate = "off",
     seconds: options.Seconds = None,
@@ -217,8 +217,8 @@ def _compiled(
     if task.medium is not None and (how["calibration"] or not task.writes):
         return write(spare / "model", plan=plan, **({} if task.writes else {"samples": size}))
 
-    def make(folder: Path, plan: Any, kept: Any) -> Path:
-        return write(folder if can_write(folder) else spare / "model", plan=plan, kept=kept)
+    def make(folder: Path, plan: Any) -> Path:
+        return write(folder if can_write(folder) else spare / "model", plan=plan)
 
     return cached(model, cache_folder(), make, plan, {**how, **own, **marks_of(adapter)}, progress)
 

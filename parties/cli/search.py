@@ -36,12 +36,13 @@ def search(
         Option(help="The documents: a table, or a text file, one text a line (default: none)."),
     ] = None,
     field: Annotated[
-        str | None, Option(help="The column of the texts, or two with a comma (default: by its usual names).")
+        str | None,
+        Option(help="Column of the texts, or two with a comma (default: as in training, else a usual name)."),
     ] = None,
     index: Annotated[
         Path | None, Option(help="The file of the documents' vectors (default: beside the documents, FILE.index).")
     ] = None,
-    top: Annotated[int, Option(min=1, help="How many documents are shown for each question.")] = 5,
+    top: Annotated[int, Option(min=1, help="Documents to show for each question.")] = 5,
     weights: Annotated[Weights, Without("--config")] = None,
     config: options.Config = None,
     form: options.Form = "text",

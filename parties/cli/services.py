@@ -84,7 +84,7 @@ def serve(
     dealer: Annotated[options.Dealer, DEALT] = None,
     party: Annotated[
         str | None,
-        Option(help="This party's name in the file, or dealer: one session of protocol crypten (default: none)."),
+        Option(help="This party's name in the file, or dealer (protocol crypten; default: none)."),
     ] = None,
     file: Annotated[options.Files, OF_PARTY, Without("--party dealer")] = None,
     form: Annotated[options.Form, OF_PARTY] = "text",

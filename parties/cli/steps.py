@@ -52,13 +52,13 @@ def loading(threads: int | None = None, notes: int = 2, parties: bool = False) -
 
 @contextmanager
 def compiling(phases: Phases) -> Iterator[Callable[[str, int, int], None]]:
-    """The phase `compile`, which is told how much of it is done. Ctrl-C and SIGTERM end it, and the process, in a line:
-    what was measured is kept (models/unfinished.py)."""
+    """The phase `compile`, which is told how much of it is done. Ctrl-C and SIGTERM end it, and the process, in a
+    line."""
     phases.begin("compile")
     try:
         yield phases.of("compile")
     except (KeyboardInterrupt, SystemExit) as stop:
-        note("stopped; the same command goes on from what is compiled so far")
+        note("stopped; the same command compiles it from the start")
         raise SystemExit(stop.code if isinstance(stop, SystemExit) else 128 + signal.SIGINT) from None
     phases.end("compile")
 
@@ -167,7 +167,7 @@ def published(
     if owners is not None or not set(models) <= set(PUBLISHED):
         return owners
     if adapter:
-        note("an adapter is its server's secret, so the model is compiled; --weights public keeps it here, in seconds")
+        note("an adapter is the server's secret, so the model is compiled; --weights public keeps it here")
     if adapter or any(of_private):
         return None
     whose = f"{models[0]}'s weights are" if len(models) == 1 else "these models' weights are"
@@ -240,10 +240,7 @@ def warn_untrained(plan: Any, own: Any = None) -> None:
     own: the plan in the model's folder, which `distill` and `federate` leave there: the one it was trained with.
     """
     if plan.needs_distillation() and not (own is not None and own.same_functions(plan)):
-        note(
-            f"plan {plan.name} is for models trained with it (distill, federate); with other weights its answers are "
-            "far off"
-        )
+        note(f"plan {plan.name} needs a model trained with it (distill, federate); answers will be far off")
 
 
 def read_system(path: Path, encoding: str | None = None) -> str:
@@ -284,7 +281,7 @@ class ReceiptOptions:
 
     receipt: Annotated[
         Path | None,
-        Option(help="File for a receipt, as JSON: what all parties state, signed (default: none)."),
+        Option(help="File for a signed receipt, as JSON (default: none)."),
     ] = None
 
     def reckon(self, protocol: str = DEFAULT, config: Path | None = None) -> PricesSection | None:

@@ -123,8 +123,8 @@ class CanaryReport:
         count += f", {self.unanswered} more without an answer" if self.unanswered else ""
         if self.unlike:
             return (
-                f"{count}: {len(self.unlike)} not as known ({self.unlike[0]}); do not trust these answers: the server "
-                "deviates, or has other weights than those of the known answers"
+                f"{count}: {len(self.unlike)} not as known ({self.unlike[0]}); do not trust these answers: "
+                "the server deviates, or has other weights"
             )
         probability = self.detection()
         percent = f"{probability:.0%}".replace("%", " %") if probability < 0.995 else "more than 99 %"

@@ -31,6 +31,7 @@ from ...protocols.operations.reveal import RevealedRows, rows_of
 from ..certificates.issuing import make_certificates
 from ..certificates.tls_folder import server_context
 from ..launch import LocalOptions
+from ..launch.fork_server import shared
 from ..launch.processes import A_DAY, BUSY, START_SECONDS, LaunchError, PartyProcesses, as_toml
 from ..reports.report import insecure_report, parties_report
 from ..session.online import Answer, OnPass, Progress, Timings, part_run
@@ -75,6 +76,8 @@ class LocalNParty(PartyProcesses, Session):
         """Start the processes and set the session up. `length`: which of the folder's programs, if it has several;
         `device`: where each party computes."""
         check_versions()
+        forks = shared()
+        forks.load("blindformer.protocols.crypten.session")  # all parties share what it imports
         super().__init__()
         self.parties, self.timeout, self.progress = parties, timeout, progress
         self.open, self._links = False, dict[str, Connection]()

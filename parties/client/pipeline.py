@@ -31,7 +31,6 @@ from ...models.loading.packaged import GIVE_MODEL
 from ...models.loading.task import WRITTEN, Task
 from ...models.loading.truncation import IN_PYTHON, Truncation, truncation_of
 from ...models.open_weights import Weights, open_weights
-from ...models.unfinished import Unfinished
 from ..config import load_settings
 from ..launch import LOCAL
 from ..registry import DEFAULT, PRIVATE_HEAD, client_of, compiled_for, find_talking, protocol_for
@@ -88,19 +87,17 @@ def pipeline(
     model        a folder, a hub id, a packaged model, a compiled folder, a result of `load`, or a transformers module
     protocol     "beaver", "crypten" among `parties`, "ckks" with plan "he", or "clear", which hides nothing
     tokenizer    of a bare module: its tokenizer or processor
-    plan         a preset's name or a plan (default: the model's own, else "faithful")
     lengths      padded lengths in tokens; each text takes the shortest that fits (default: 32, 64 and 128)
     truncation   "off" or False: refuse longer texts (default); "end" or True: cut the end; "start": cut the beginning;
                  "windows": query overlapping parts and merge their answers. A call may set it, too
     calibration  typical texts, or files or folders of images or audio; never a user's (default: built-in texts)
-    embedding    "client": every client gets the embedding block (default); "private": the server keeps it
-    weights      who holds the weights, as in `make_private`, or "private-head"
     adapter      the folder of a LoRA adapter that peft saved; of a compiled folder, an adapter's name
     generation   options of a generative model: system, slots (tokens of a conversation or answer), window, reveal
     server       "local": all parties on this machine; or "host:port", with a compiled folder
     top_k        labels, tokens or spans of each answer; None: all labels (default: as in transformers)
     options      other arguments of the client: dealer, certificates, config, timeout, progress
 
+    `plan`, `embedding` and `weights` are those of `make_private`.
     The model is compiled at its first use, and cached. In a list, an item's error takes the place of its answer.
 
     Raises ClientError, LoadError, and the errors of `compile_folder` and of the client.
@@ -264,7 +261,7 @@ class _Compilation:
         loaded = model if isinstance(model, Loaded) else load(model, self.adapter)
         return self._write(loaded, folder, own_plan(loaded.folder) if self.plan is None else self.plan)
 
-    def _write(self, loaded: Loaded, folder: Path, plan: Plan | str, kept: Unfinished | None = None) -> Path:
+    def _write(self, loaded: Loaded, folder: Path, plan: Plan | str) -> Path:
         if loaded.kind == "causal":
             _refuse(
                 {"lengths": self.lengths}, f"{loaded.name} answers token by token, in as many as generation's slots"
@@ -274,7 +271,7 @@ class _Compilation:
         _check(loaded.task, self.task, loaded.name)
         _check_pair(prefixes(getattr(loaded.model, "config", None)), self.pair, loaded.name)
         self._check_generation(own_task(loaded.task))
-        options: dict[str, Any] = {"plan": plan, "embedding": self.embedding, "weights": self.weights, "kept": kept}
+        options: dict[str, Any] = {"plan": plan, "embedding": self.embedding, "weights": self.weights}
         options["progress"] = self._compiling()
         if loaded.kind == "causal":
             return compile_chat_folder(loaded, folder, texts=self.calibration, **options, **self.generation)

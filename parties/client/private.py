@@ -75,7 +75,6 @@ def make_private(
                  second the data; "ckks": encrypted, for plan "he"; "clear": hides nothing; "crypten-insecure"
     example      inputs of the later shapes: compile now instead of at the first call
     calibration  one or more batches of typical inputs (default: the first query)
-    outputs      names of outputs to compute and reveal (default: all)
     embedding    "client": every client gets the embedding block (default); "private": the server keeps it
     weights      "private": the server's (default); "public": every computing party's; "private-head": public except
                  the last part; or patterns of names: {"public": ["model.*"], "rest": "private"}. With an adapter, its
@@ -87,7 +86,8 @@ def make_private(
     pad          with public weights: pad rows of a pass to a power of two, which hides their number
     client_memory  with public weights: memory for layers that are computed here, such as "200MB"; saves rounds
     timeout      seconds that a party may be silent
-    progress     called with (phase, done, total) (default: compilation is logged)
+
+    `outputs`, `precision` and `progress` are those of `compile`.
 
     Raises PrivateError, and the errors of `compile` and of a session.
     """
@@ -213,8 +213,7 @@ class PrivateModel:
                 batches = [inputs]
             if len(batches) < _FEW and not (isinstance(self.plan, Plan) and self.plan.ranges):
                 warnings.warn(
-                    "calibrating on one example: other inputs may leave the ranges it shows; "
-                    "pass calibration=[...] with some dozens of typical batches",
+                    "calibrating on one example: other inputs may leave its ranges; pass calibration=[...], dozens",
                     stacklevel=3,
                 )
             self._programs[shapes] = compile(self.model, batches, self.plan, **self.options)

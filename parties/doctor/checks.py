@@ -207,7 +207,7 @@ SESSIONS = ProtocolChecks(_session_files, _session_reach)
 
 
 def _delegated_programs(settings: Settings, role: Role) -> tuple[list[Manifest], Check]:
-    from ...models.delegated.folder import load_weights
+    from ...models.delegated.weights import load_weights
 
     folder = getattr(settings, role).folder
     try:

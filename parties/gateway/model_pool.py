@@ -407,8 +407,7 @@ def open_pools(settings: Settings) -> dict[str, ModelPool]:
                 if called in pools:
                     pool.close()
                     raise GatewayError(
-                        f"two models are called {called}; name an adapter by a section of its own: "
-                        "[gateway.models.NAME] with adapter = "
+                        f"two models are called {called}; give an adapter a section [gateway.models.NAME]: adapter = "
                     )
                 pools[called] = pool
     except BaseException:

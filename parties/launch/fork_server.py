@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -65,16 +65,29 @@ class ForkServer:
         process by the number that it has there; without them stdin and stdout are /dev/null, and stderr is the fork
         server's."""
         asked = {"words": list(words), "files": list(files), "env": dict(env), "cwd": str(cwd or Path.cwd())}
-        data = json.dumps(asked).encode() + b"\n"
-        status, theirs = socket.socketpair()
+        status = self._ask(asked, files.values())
         try:
-            with theirs, self._asking:
-                sent = socket.send_fds(self._socket, [data], [theirs.fileno(), *files.values()])
-                self._socket.sendall(data[sent:])
             return ForkedProcess(self, status)
         except OSError:
             status.close()
             raise
+
+    def load(self, module: str) -> None:
+        """Import a module of this package for all that is forked from now on, once for all of them."""
+        self._ask({"load": module}).close()
+
+    def _ask(self, asked: Mapping[str, Any], files: Iterable[int] = ()) -> socket.socket:
+        """Where the fork server answers."""
+        data = json.dumps(asked).encode() + b"\n"
+        status, theirs = socket.socketpair()
+        try:
+            with theirs, self._asking:
+                sent = socket.send_fds(self._socket, [data], [theirs.fileno(), *files])
+                self._socket.sendall(data[sent:])
+        except OSError:
+            status.close()
+            raise
+        return status
 
 
 class ForkedProcess:
@@ -153,12 +166,22 @@ def serve(ours: socket.socket) -> None:
             if (received := _receive(ours)) is None:
                 return
             asked, (status, *descriptors) = received
+            if "load" in asked:
+                _load(asked["load"])
+                os.close(status)
+                continue
             if (pid := fork()) == 0:
                 _become(asked, descriptors)
             statuses[pid] = status
             _say(status, pid)
             for descriptor in descriptors:
                 os.close(descriptor)
+
+
+def _load(module: str) -> None:
+    with contextlib.suppress(Exception):  # whoever needs it will say so
+        import_module(module)
+    gc.freeze()
 
 
 def _reap(statuses: dict[int, int]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...models.artifacts.layout import part_place
-from ...models.delegated.folder import load_weights
-from ...models.delegated.head import HEAD
+from ...models.delegated import HEAD
+from ...models.delegated.weights import load_weights
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError
 from ..config import Settings

@@ -241,7 +241,7 @@ class LimitReached(BlindformerError):
         self.party, self.each, self.period, self.retry_after = party, each, period, retry_after
         when = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=retry_after)
         super().__init__(
-            f"{party}: has answered the {each} texts (or images) that one certificate may ask in {span(period)}; "
+            f"{party}: has answered the {each} texts that one certificate may ask in {span(period)}; "
             f"ask again in {span(retry_after)}, at {when:%Y-%m-%d %H:%M:%S} UTC"
         )
 

@@ -69,7 +69,7 @@ _REMEDIES = {
     "ring": "compile both sides' program for the same ring",
     "plan": "use the same plan on both sides",
     "session": "start both sides for the same session",
-    "config": "give all parties the same protocol, topology and [crypten.parties], flags included; the rest may differ",
+    "config": "give all parties the same protocol, topology and [crypten.parties], flags included",
 }
 _MAY_BE_EMPTY = ("topology", "audits", "session", "config")  # then it is not compared
 

@@ -20,7 +20,7 @@ from blindformer.approximations import (
 from blindformer.approximations.fourier import fit_series
 from blindformer.approximations.minimax import minimax
 from blindformer.approximations.overrides import Overrides
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 named = "{0.kind}-{0.name}".format
@@ -145,7 +145,6 @@ def test_masked_scores_count_for_nothing(name):
         assert (ratio[..., :6] - scores[..., :6].softmax(-1)).abs().max() < 5 * choice.error
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.floats(-12, 12), st.floats(0, 9), st.sampled_from(["reciprocal", "rsqrt"]))
 def test_goldschmidt_meets_its_tolerance_on_any_range(log_low, width, kind):
     def spaced(low, high):
@@ -154,7 +153,6 @@ def test_goldschmidt_meets_its_tolerance_on_any_range(log_low, width, kind):
     assert relative(find(kind, "goldschmidt"), log_low, width, spaced) < 2.0**-14 * 1.01
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.floats(-12, 12), st.floats(0, 12), st.sampled_from(["reciprocal", "rsqrt"]), st.sampled_from([8, 12, 14]))
 def test_tables_meet_their_tolerance_on_any_range(log_low, width, kind, bits):
     def spaced(low, high):
@@ -163,7 +161,6 @@ def test_tables_meet_their_tolerance_on_any_range(log_low, width, kind, bits):
     assert relative(find(kind, "table"), log_low, width, spaced, tolerance=2.0**-bits) < 2.0**-bits * 1.01
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.floats(0.1, 60), st.integers(1, 90), st.integers(0, 2**32))
 def test_a_table_finds_any_rows_softmax(spread, keys, seed):
     """A row that keeps no key is 0."""
@@ -214,7 +211,6 @@ def test_goldschmidt_in_fixed_point():
     assert relative.square().mean().sqrt() < 4e-4
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.floats(-6, 4), st.sampled_from(MIRRORED))
 def test_low_degrees_are_best_on_the_range_they_are_fitted_to(log_top, choice):
     """The error equioscillates: at half the range it is smaller than what any fit for the whole leaves there."""
@@ -227,7 +223,6 @@ def test_low_degrees_are_best_on_the_range_they_are_fitted_to(log_top, choice):
     assert wide.max() <= choice.error if top <= 8 else wide.max() < top
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.floats(-8, 8), st.floats(0.1, 3), st.sampled_from(["reciprocal", "rsqrt"]))
 def test_a_division_by_a_polynomial_errs_by_the_ratio_of_its_range(log_low, width, kind):
     """Relative errors follow from high / low alone; for 1/x they are 1 / T_(d+1)((b + a) / (b - a)), in closed form."""
@@ -303,7 +298,6 @@ def test_best_line_of_the_square_root():
     assert error == pytest.approx(1 / 48, rel=1e-3)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.floats(-4, 4), st.floats(0.1, 6), st.integers(0, 6))
 def test_no_other_polynomial_does_much_better(low, width, degree):
     """By de la Vallee Poussin: errors of alternating sign at degree + 2 points bound the best error from below."""
@@ -328,7 +322,6 @@ def test_a_polynomial_is_found_again():
 # Quantised weights: within half a unit, power-of-two scales, straight-through gradients.
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(2, 16), st.integers(0, 1), st.floats(-20, 20), st.integers(0, 10**6))
 def test_error_is_within_half_a_unit(bits, axis, log_size, seed):
     weight = torch.randn(5, 7, generator=torch.Generator().manual_seed(seed)) * 2.0**log_size

@@ -333,9 +333,9 @@ def test_patterns_choose(weights, opened):
         ({"private": ["*adapter*"], "rest": "private"}, r"no parameter is called '\*adapter\*'"),
         ({"public": ["*"], "private": ["*adapter*"]}, r"no parameter is called '\*adapter\*'"),
         ({"public": ["layers.*"]}, "no pattern matches embed.weight, head.weight; add one"),
-        ({"public": "*"}, "give lists of patterns by private and public, such as "),
-        ({"open": ["*"]}, "give lists of patterns by private and public, such as "),
-        ({"public": ["*"], "rest": "secret"}, "give lists of patterns by private and public, such as "),
+        ({"public": "*"}, "give patterns by owner, such as "),
+        ({"open": ["*"]}, "give patterns by owner, such as "),
+        ({"public": ["*"], "rest": "secret"}, "give patterns by owner, such as "),
     ],
 )
 def test_a_choice_that_does_not_fit_says_why(weights, why):

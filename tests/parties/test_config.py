@@ -139,6 +139,8 @@ def test_port_zero_is_for_listening(write):
             "client.xyz: is not a known key; known in [client]: folder, device, adapter, pad, memory, spool, ",
         ),
         ("[client]\ncommitment = 'f0'", 'client.commitment = "f0": should be 64 hexadecimal digits, as `blindformer'),
+        ("[dealer]\nreplicas = 2", "dealer.replicas: a service is one process now: leave it out, and run several"),
+        ("[parties.server]\nreplicas_at = []", "parties.server.replicas_at: no service sends a session elsewhere now"),
         ("[parties.client]\naddress = 'a:1'", "parties.client: is not a known key; known in [parties]: server, dealer"),
         ("[server]\nworkers = '2'", 'server.workers = "2": should be a valid integer'),
         ("[server]\nlisten = 7443", 'server.listen = 7443: should be "host:port"'),

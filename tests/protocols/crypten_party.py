@@ -1,10 +1,6 @@
-"""One of three parties of tests/protocols/test_crypten.py: CrypTen's own operations on our channels and dealer.
-
-python crypten_party.py RANK PORT0 PORT1     party k listens at PORTk, and dials those before it
-"""
+"""One of three parties of tests/protocols/test_crypten.py: CrypTen's own operations on our channels and dealer."""
 
 import socket
-import sys
 import threading
 
 import torch
@@ -68,7 +64,8 @@ def compute():
     return a.share.flatten().tolist()
 
 
-def main(rank, ports):
+def take_part(rank, ports):
+    """In a process of its own. Party k listens at the k-th port, and dials those before it."""
     channels = connect(rank, ports)
     shares = []
     for _ in range(2):  # two sessions, one after the other, in one process
@@ -88,7 +85,3 @@ def main(rank, ports):
         assert DistributedCommunicator.instance is None
         assert not torch.distributed.is_initialized()
     assert shares[0] != shares[1], "the same values are shared afresh"
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), [int(port) for port in sys.argv[2:]])

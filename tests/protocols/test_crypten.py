@@ -6,10 +6,8 @@ that each party's bytes, the dealer's corrections and the rounds are what is dec
 
 import importlib.util
 import socket
-import subprocess
-import sys
 import warnings
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from blindformer.models.program.pricing import price
@@ -19,7 +17,6 @@ from blindformer.protocols.crypten.versions import CryptenError, UncheckedVersio
 from blindformer.protocols.matmul import matmul_limbs
 from blindformer.protocols.ring import Ring
 from blindformer.protocols.streams import new_seed
-from blindformer.tests.patience import PATIENCE
 from blindformer.tests.protocols.cases import CASES
 from blindformer.tests.protocols.many import RanMany, declared, run_many
 from blindformer.tests.protocols.programs import Case, Data, Draft, check, hidden
@@ -178,12 +175,13 @@ def test_another_torch_is_warned_of(installed):
 if importlib.util.find_spec("crypten") is None:
     pytest.skip("crypten is not installed", allow_module_level=True)
 
-SCRIPT = Path(__file__).with_name("crypten_party.py")
+from blindformer.tests.protocols.crypten_party import take_part  # noqa: E402
+from blindformer.tests.shared.processes import alone  # noqa: E402
 
 
 def free_ports(count):
     socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [str(sock.getsockname()[1]) for sock in socks]
+    ports = [sock.getsockname()[1] for sock in socks]
     for sock in socks:
         sock.close()
     return ports
@@ -192,13 +190,5 @@ def free_ports(count):
 def test_two_sessions_of_plain_crypten_code_follow_one_another():
     """Products, comparisons and truncations (every kind of tuple), twice in one process."""
     ports = free_ports(2)
-    parties = [
-        subprocess.Popen([sys.executable, SCRIPT, str(rank), *ports], stderr=subprocess.PIPE, text=True)
-        for rank in range(3)
-    ]
-    try:
-        errors = [party.communicate(timeout=PATIENCE)[1] for party in parties]
-    finally:
-        for party in parties:
-            party.kill()
-    assert [party.returncode for party in parties] == [0, 0, 0], "\n".join(errors)
+    with ThreadPoolExecutor(3) as parties:
+        list(parties.map(lambda rank: alone(take_part, rank, ports), range(3)))

@@ -7,7 +7,7 @@ from blindformer.protocols.base import find
 from blindformer.protocols.devices import CPU, DeviceError, check_room, find_device
 from blindformer.protocols.streams import Stream
 from blindformer.tests.gpu import GPU, MixedDevices, on_a_gpu, pretended
-from blindformer.tests.protocols.cases import CASES, FEW
+from blindformer.tests.protocols.cases import CASES, ONE_EACH
 from blindformer.tests.protocols.harness import run_beaver
 from blindformer.tests.protocols.many import run_many
 from blindformer.tests.protocols.programs import case_of, check
@@ -27,7 +27,7 @@ def three(case):
 RUNS = {"two parties, the client on a processor": beaver(SOME), "two parties": beaver(ALL), "three parties": three}
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_every_value_follows_from_its_arguments(name):
     with pretended():
         RUNS["two parties"](case_of(name, away=True))

@@ -17,7 +17,7 @@ from blindformer.protocols.kernels.library import kernels
 from blindformer.protocols.operations.fourier import POINTS, WAVE
 from blindformer.protocols.wire import held_in
 from blindformer.tests import levels
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -243,7 +243,6 @@ def test_threads_share_a_large_product(level: str) -> None:
 @pytest.mark.parametrize("level", levels.KERNELS)
 @pytest.mark.parametrize("name", DRAWN)
 @given(data=st.data(), n=COUNTS)
-@settings(max_examples=50)
 def test_a_kernel_gives_the_bits_of_its_torch_function(name: str, level: str, data: st.DataObject, n: int) -> None:
     torch.manual_seed(n)
     results: list[object] = []

@@ -6,7 +6,7 @@ from blindformer.protocols.matmul import byte_columns, linear, matmul, matmul_by
 from blindformer.protocols.ring import Ring
 from blindformer.tests import levels
 from blindformer.tests.gpu import GPU, Gpu
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 RINGS = [Ring(64), Ring(32)]
@@ -47,7 +47,6 @@ def matrices(draw, bits: int, bits_of_y: int):
 @pytest.mark.parametrize("level", levels.EVERY)
 @pytest.mark.parametrize("ring", RINGS, ids=str)
 @given(data=st.data())
-@settings(max_examples=60)
 def test_products_are_those_of_python(level, ring, data):
     dtype = data.draw(st.sampled_from(WIDTHS[: 4 if ring.bits == 64 else 3]))
     x, y = data.draw(matrices(ring.bits, 8 * dtype.itemsize))

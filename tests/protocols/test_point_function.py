@@ -22,7 +22,7 @@ from blindformer.protocols.streams import Stream, new_seed
 from blindformer.tests.protocols.harness import run_beaver
 from blindformer.tests.protocols.programs import Data, Draft, hidden
 from blindformer.tests.uniformity import log_p_values
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 
@@ -45,7 +45,6 @@ def keys(layout: PointLayout, cell: torch.Tensor, numbers: torch.Tensor, runs: i
     st.sampled_from([1, 3]),
     st.integers(0, 2**32),
 )
-@settings(max_examples=60)
 def test_numbers_stand_in_the_secret_cell_alone(layout, each, runs, seed):
     """Also of several runs, which are dealt at once and may be read one by one."""
     torch.manual_seed(seed)

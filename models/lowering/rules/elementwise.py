@@ -99,8 +99,7 @@ def floor_divide(lowering: Lowering, x: Operand, y: Operand) -> Node:
     low, high = (math.floor(end / number) if math.isfinite(end) else end for end in ends(node))
     if number <= 0 or high - low > MOST_MULTIPLES:
         raise lowering.fail(
-            f"an integer division of a secret has a rule for one that passes at most {MOST_MULTIPLES} multiples of a "
-            "number above 0; clamp it first"
+            f"a secret's integer division may pass at most {MOST_MULTIPLES} multiples of a divisor above 0; clamp it"
         )
     between = 0.5 if isinstance(x, Value) and not x.dtype.is_floating_point else 0.0  # of whole numbers
     passed = (b.complement(b.less(node, k * number - between)) for k in range(round(low) + 1, round(high) + 1))
@@ -148,16 +147,14 @@ def unless_known(lowering: Lowering, approximated: Operand, x: Operand, function
 @rule("reciprocal")
 def reciprocal(lowering: Lowering, x: Operand) -> Node:
     raise lowering.fail(
-        "a divisor is not above 0 on all calibration inputs, or exact in the plan; keep it above 0, "
-        "and choose a reciprocal"
+        "a divisor is 0 or less in calibration, or exact in the plan; keep it above 0; choose a reciprocal"
     )
 
 
 @rule("rsqrt", "sqrt")
 def root(lowering: Lowering, x: Operand) -> Node:
     raise lowering.fail(
-        "a root's argument is not above 0 on all calibration inputs, or exact in the plan; keep it "
-        "above 0, and choose an rsqrt"
+        "a root's argument is 0 or less in calibration, or exact in the plan; keep it above 0, use rsqrt"
     )
 
 
@@ -309,7 +306,7 @@ def keeps(lowering: Lowering, x: Operand) -> Value:
     masks, _ = split(lowering, node)
     if len({mask.owner for mask in masks} - {"public"}) > 1:
         raise lowering.fail(
-            "client and server masks hide the same scores; register the server's as a buffer with persistent=False"
+            "client and server masks hide the same scores; register_buffer the server's with persistent=False"
         )
     keys = (*(1 for _ in node.shape[1:]), node.shape[-1])
     keep = Value("public", torch.ones(keys))

@@ -39,8 +39,7 @@ def matmul(planner: Planner, item: PlannedInstruction, args: list[PlannedValue],
         return _known_query(planner, query, turned, item.shape, factor)
     if not _attend(x.at.shape, turned.at.shape):
         raise planner.fail(
-            f"a product of secrets [{_text(x.at)}] x [{_text(y.at)}]; ckks knows attention over the tokens "
-            "of a text: queries by keys, weights by values"
+            f"a product of secrets [{_text(x.at)}] x [{_text(y.at)}]; ckks computes only those of attention over tokens"
         )
     return _scored(planner, x, turned, item.shape, factor)
 

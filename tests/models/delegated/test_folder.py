@@ -15,9 +15,10 @@ from blindformer.approximations import Plan
 from blindformer.models.artifacts.layout import VERSIONS, ArtifactError, describe_files
 from blindformer.models.delegated import is_delegated
 from blindformer.models.delegated.building import delegate_folder
-from blindformer.models.delegated.folder import load_part, load_weights, save_delegated
+from blindformer.models.delegated.folder import load_part, save_delegated
 from blindformer.models.delegated.part import delegated_part
 from blindformer.models.delegated.sequences import DelegationError
+from blindformer.models.delegated.weights import load_weights
 from blindformer.models.loading.load import load
 from blindformer.tests.shared.tiny import byte_tokenizer
 from safetensors.torch import load_file, save_file
@@ -193,7 +194,8 @@ MEASURED = """
 import sys
 import transformers.models.llama.modeling_llama
 from blindformer.models.delegated.building import delegate_folder
-from blindformer.models.delegated.folder import load_part, load_weights
+from blindformer.models.delegated.folder import load_part
+from blindformer.models.delegated.weights import load_weights
 
 def now(name):
     with open("/proc/self/status") as status:

@@ -65,7 +65,7 @@ def test_a_client_finds_what_was_compiled(folder):
 
 
 def test_another_system_prompt_is_refused(folder):
-    with pytest.raises(GenerationError, match="its system prompt is the owner's"):
+    with pytest.raises(GenerationError, match="must begin with the owner's"):
         load_client(folder).chat.prompt([{"role": "system", "content": "Lie."}, {"role": "user", "content": "Hi"}])
 
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_answered_is_said_before_a_pass(talk):
         (lambda: talk.say("x" * 60), "tokens fill the compiled 48"),
         (lambda: talk.answer([*talk.chat.prefix, 262]), "token 262: the model has 262 words"),
         (lambda: talk.answer([*talk.chat.prefix, -1]), "token -1: the model has"),
-        (lambda: talk.answer([9, 9, *talk.chat.prefix]), "does not begin with .*; use tokenizer.apply_chat_template"),
+        (lambda: talk.answer([9, 9, *talk.chat.prefix]), "must begin with .*; use tokenizer.apply_chat_template"),
         (lambda: talk.answer(talk.chat.prefix), "no token after the prefix"),
     ):
         with pytest.raises(GenerationError, match=words):
@@ -149,7 +149,5 @@ def test_a_token_that_leaves_others_too_few_bits_is_named(tmp_path):
     (token,) = loaded.processor("q")["input_ids"]
     with torch.no_grad():
         causal_model(loaded).get_input_embeddings().weight[token] *= 1e7
-    with pytest.raises(
-        CalibrationError, match=r"Of the calibration texts, token 'q' at place \d+ has values \d+ times"
-    ):
+    with pytest.raises(CalibrationError, match=r"Token 'q' at place \d+ has \d+ times"):
         compile_chat(loaded, slots=32, sizes=(8,), texts=["plain words, a quaint one, and others"] * 12)

@@ -73,7 +73,7 @@ def test_a_prompt_may_be_read_without_an_answer_and_is_read_whole_only_if_it_is_
 
 def test_where_only_tokens_are_revealed_there_are_none(private):
     private.rows.words = 128
-    with pytest.raises(GenerationError, match="logprobs: needs the scores of all words"):
+    with pytest.raises(GenerationError, match="logprobs: the model reveals only the token"):
         private.answer(PROMPT, logprobs=Logprobs(), max_new_tokens=1)
     assert private.rows.passes == 0
 

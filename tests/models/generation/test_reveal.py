@@ -69,10 +69,10 @@ def test_noise_draws_by_the_scores():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"do_sample": True, "top_k": 5}, "top_k: needs the scores of all words"),
-        ({"do_sample": True, "top_p": 0.9}, "top_p: needs the scores"),
-        ({"repetition_penalty": 1.2}, "repetition_penalty: needs the scores"),
-        ({"num_beams": 2}, "num_beams: needs the scores"),
+        ({"do_sample": True, "top_k": 5}, "top_k: the model reveals only the token"),
+        ({"do_sample": True, "top_p": 0.9}, "top_p: the model reveals only the token"),
+        ({"repetition_penalty": 1.2}, "repetition_penalty: the model reveals only the token"),
+        ({"num_beams": 2}, "num_beams: the model reveals only the token"),
         ({"do_sample": True, "temperature": 2 * MAX_TEMPERATURE}, "temperature 4: a model that reveals only"),
     ],
 )

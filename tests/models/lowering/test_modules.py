@@ -16,7 +16,7 @@ from blindformer.models.loudness import AnswerOutOfRange, InputOutOfRange
 from blindformer.tests.models.lowering.test_operations import drawn
 from blindformer.tests.protocols.harness import run_beaver
 from blindformer.tests.protocols.programs import Case
-from hypothesis import event, given, reject, settings
+from hypothesis import event, given, reject
 from hypothesis import strategies as st
 from torch import nn
 
@@ -153,7 +153,6 @@ def outcome(pieces, beaver):
     return "right"
 
 
-@settings(max_examples=60)
 @given(ANY, st.booleans())
 def test_a_module_is_torchs_or_refused(pieces, beaver):
     what = outcome(pieces, beaver)
@@ -163,7 +162,6 @@ def test_a_module_is_torchs_or_refused(pieces, beaver):
     assert what != "wrong", pieces
 
 
-@settings(max_examples=25)
 @given(CHAIN, st.floats(0.75, 16))
 def test_an_input_of_any_loudness_is_answered_right_or_refused(between, factor):
     model = Drawn((between, "argmax", "as it is", "rows", "not"))

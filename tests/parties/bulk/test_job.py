@@ -21,7 +21,7 @@ from blindformer.parties.client.canaries import Canaries, CanaryReport
 from blindformer.parties.client.result import Result
 from blindformer.parties.session.messages import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerGone, PeerRefused
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -157,7 +157,6 @@ def test_what_others_have_asked_before_a_kill_is_not_asked_again(tmp_path):
     assert_each_once(out)
 
 
-@settings(max_examples=40)
 @given(breaks=st.dictionaries(st.integers(0, 120), st.sampled_from(["gone", "busy", "killed"]), max_size=8),
        sessions=st.integers(1, 3))  # fmt: skip
 def test_each_row_is_answered_once_however_often_it_is_broken_off(tmp_path_factory, breaks, sessions):

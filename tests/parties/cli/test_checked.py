@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 
 import pytest
 from blindformer.models.loading import load
+from blindformer.parties import retired
 from blindformer.parties.cli import chat, compile, estimate, evaluate, query, run, steps
 from blindformer.parties.cli.commands import IN_FILE, Needs, Without
 from blindformer.parties.config import Settings, key_of
@@ -21,6 +23,7 @@ RULES = [
     for rule in command.rules[parameter.name]
     for other in (rule.others if isinstance(rule, Without) else rule.others[:1])
 ]
+RETIRED = [(name, option) for name, options in retired.OPTIONS.items() for option in options]
 
 
 def value(parameter):
@@ -67,12 +70,12 @@ def test_an_option_that_is_a_key_of_the_file_names_it(refused, name):
     options = {option for parameter in COMMANDS[name].params for option in parameter.opts}
     for section in IN_FILE[name]:
         for key in Settings.model_fields[section].annotation.model_fields:
-            if (option := f"--{key.replace('_', '-')}") in options:
+            if (option := f"--{key.replace('_', '-')}") in options or option in retired.OPTIONS.get(name, {}):
                 continue
-            for words in ((option, "1"), (f"{option}=1",)):
-                line = refused(name, *words)
-                assert line.startswith(f"blindformer: {option}: is a key of the settings file; write {key} in [")
-                assert key_of(option, section) == f"{key} in [{section}]"
+            line = refused(name, option, "1")
+            assert line.startswith(f"blindformer: {option}: is a key of the settings file; write {key} in [")
+            assert key_of(option, section) == f"{key} in [{section}]"
+    assert refused(name, f"{option}=1") == line
 
 
 def test_a_value_that_is_called_as_a_key_is_none(call):
@@ -130,25 +133,14 @@ def test_a_model_whose_name_a_library_does_not_take_is_one_line(refused, tiny_cl
     [
         ("run M", "standard input: holds no texts; write one a line, or give some as arguments"),
         ("run M ./photo.png", "./photo.png: there is no such file; if this word is the text, give `-`"),
-        ("run M --file absent", "absent: cannot be read (No such file or directory)"),
         ("run M text --length long", "--length long: give auto, exact or a number of tokens"),
         ("run M text --calibrate absent", "--calibrate absent: cannot be read (No such file or directory)"),
-        ("query .", "standard input: holds no texts"),
-        ("query . --file absent", "absent: cannot be read"),
         ("query . text --length exact", "--length exact: give auto or a number of tokens"),
-        ("chat M --system absent", "--system absent: cannot be read"),
         ("chat M ", "prompt: is empty"),
         ("evaluate M --text absent", "--text absent: cannot be read"),
-        ("evaluate M --text . --system absent", "--system absent: cannot be read"),
-        ("evaluate M --data uci --report r.pdf", "--report r.pdf: is a page or a picture; name a .html or .png file"),
-        ("evaluate M --data uci --report nowhere/r.png", "--report nowhere/r.png: its folder is not there; make it,"),
-        ("tune M --data uci --report r.pdf", "--report r.pdf: is a picture; name a .png file"),
         ("tune M --data uci --out nowhere/p.json", "--out nowhere/p.json: its folder is not there; make it, or name"),
-        ("estimate M --calibrate absent", "--calibrate absent: cannot be read"),
         ("compile M --out o --calibrate absent", "--calibrate absent: cannot be read"),
         ("compile M --out o --lengths 8,x", "--lengths 8,x: give numbers of tokens with commas"),
-        ("compile M --out o --chat --system absent", "--system absent: cannot be read"),
-        ("federate --data digits --out o --plot p.pdf", "--plot p.pdf: is a picture; name a .png file"),
     ],
 )
 def test_what_can_be_seen_before_is_said_before_anything_is_loaded(refused, monkeypatch, tmp_path, words, line):
@@ -163,18 +155,29 @@ def test_what_can_be_seen_before_is_said_before_anything_is_loaded(refused, monk
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("train {model} --data absent", "absent: no such file, folder or data set"),
+        ("train {model} --data absent", "absent: no such file or data set"),
         ("train {model} --data uci --out {model}", "holds a model already; give a new folder"),
-        ("distill --teacher {model} --data absent --out o", "absent: no such file, folder or data set"),
-        ("tune {model} --data absent", "absent: no such file, folder or data set"),
+        ("distill --teacher {model} --data absent --out o", "absent: no such file or data set"),
+        ("tune {model} --data absent", "absent: no such file or data set"),
         ("tune {model} --data uci --network moon", "network moon: not known; choose one of loopback, lan, wan"),
         ("evaluate {model} ./absent --data uci", "./absent: there is no such folder"),
         ("evaluate {model} --data uci --teacher ./absent", "./absent: there is no such folder"),
-        ("evaluate {model} --data absent", "absent: no such file, folder or data set"),
+        ("evaluate {model} --data absent", "absent: no such file or data set"),
         ("estimate {model} --network moon", "network moon: not known"),
-        ("compile {model} --network moon --out o", "network moon: not known"),
     ],
 )
 def test_what_needs_no_model_is_said_before_one_is_loaded(refused, tiny_classifier, monkeypatch, words, line):
     monkeypatch.setattr(load, "_model", None)  # its weights
     assert line in refused(*words.format(model=tiny_classifier).split())
+
+
+@pytest.mark.parametrize(("name", "option"), RETIRED)
+def test_an_option_of_earlier_versions_says_what_to_do_instead(refused, name, option):
+    path = next(path.split() for path in COMMANDS if path.split()[-1] == name)
+    assert refused(*path, "a", option, "9") == f"blindformer: {option}: {retired.OPTIONS[name][option]}\n"
+
+
+@pytest.mark.parametrize("name", retired.COMMANDS)
+def test_a_command_of_earlier_versions_says_what_there_is_instead(refused, name):
+    line = refused(name, "a", "--b").removeprefix("blindformer: ")
+    assert re.search(r"(?:is called|blindformer) (\w+) .*$", line)[1] in CLI.commands

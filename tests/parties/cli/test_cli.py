@@ -118,17 +118,8 @@ def test_one_bad_text_of_a_run_leaves_the_others(call, known, tiny_encoder, tmp_
     [
         (["run", "/no/such/folder", "hi"], "there is no such folder"),
         (["compile", "{classifier}", "--out", "out", "--outputs", "nonsense"], "output nonsense: the model returns"),
-        (["run", "{classifier}", "good", "--plan", "bogus"], "unknown preset 'bogus'"),
-        (["run", "{classifier}", "good", "--plan", "exact"], "plan exact: is torch's own functions, which do not run"),
-        (["run", "{classifier}", "good " * 80], "text has 82 tokens, the model takes 64"),
-        (
-            ["run", "{classifier}", "good", "--weights", "open"],
-            "--weights open: give private, public or private-head, or a pattern",
-        ),
-        (["run", "{classifier}", "good", "--plan", "/no/plan.json"], "give a preset or a plan's JSON file"),
         (["estimate", "{classifier}", "--protocol", "crypten", "--parties", "1"], "parties: 1 are named"),
         (["estimate", "{classifier}", "--length", "100"], "the model takes 64 tokens"),
-        (["certs", "show", "/no/such/folder"], "is missing"),
         (["compile", "{vision}", "--out", "out"], "typical ones to calibrate on (--calibrate FOLDER)"),
         (["compile", "{vision}", "--out", "out", "--lengths", "8"], "have no lengths; leave --lengths out"),
         (["serve", "/no/such/folder"], "there is no such folder; give the one that compile wrote"),

@@ -313,7 +313,7 @@ def test_known_answers_are_made_mixed_in_and_reported(ask, report_of, refused, c
     )
     code, _, errors = ask("--file", texts, *mix, "--out", out)
     assert (code, errors.count("\n")) == (1, 1)
-    assert "4 rows were asked with one whose answer is not as known: do not trust these answers" in errors
+    assert "4 rows are beside a wrong canary answer: do not trust them" in errors
     assert all(json.loads(row)["distrusted"] for row in out.read_text().splitlines())
     line = refused("query", compiled, "--server", "local", "--file", texts, "--write-known", file)
     assert f"--write-known {file}: is there already; give another name, or remove it" in line

@@ -38,7 +38,7 @@ def test_a_translator_is_compiled_inspected_and_asked(call, marian):
     assert (row["length"], row["finish"]) == (16, "length")
     assert row["translation_text"]
     assert "so how long an answer is" in report["learned"]["public"]
-    assert "1 of 1 answers ended where the room for tokens did" in errors
+    assert "1 of 1 answers ended at the limit of tokens" in errors
 
 
 def test_sounds_are_written_down_by_services_elsewhere(call, here, heard_folder):

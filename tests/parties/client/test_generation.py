@@ -86,7 +86,7 @@ def test_a_config_that_needs_scores_is_refused_where_the_token_alone_is_revealed
         config = GenerationConfig(max_new_tokens=6)
         wanted = model.generate(**prompts, **GREEDY)
         assert torch.equal(private.generate(**prompts, generation_config=config), wanted)
-        with pytest.raises(GenerationError, match="top_k: needs the scores"):
+        with pytest.raises(GenerationError, match="top_k: the model reveals only the token"):
             private.generate(**prompts, generation_config=GenerationConfig(do_sample=True, top_k=5))
 
 

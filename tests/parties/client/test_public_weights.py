@@ -22,6 +22,7 @@ from blindformer.tests.shared.deployment import Deployment
 from blindformer.tests.shared.tiny import TEMPLATE, clear_conversation, tiny_llama
 
 MIXED = {"public": ["bert.*"], "private": ["classifier.*"]}
+WITH_CRYPTEN = pytest.mark.skipif(find_spec("crypten") is None, reason="crypten is not installed")
 
 
 @pytest.fixture(scope="module", params=["public", MIXED], ids=["public", "a private head"])
@@ -77,7 +78,7 @@ def test_other_open_weights_are_another_program(tiny_classifier, tmp_path):
     ("protocol", "parties"),
     [
         ("beaver", 2),
-        pytest.param("crypten", 3, marks=pytest.mark.skipif(find_spec("crypten") is None, reason="crypten is missing")),
+        pytest.param("crypten", 3, marks=[pytest.mark.slow, WITH_CRYPTEN]),
     ],
 )
 def test_a_conversation_with_an_open_model(protocol, parties, tmp_path):

@@ -343,7 +343,7 @@ def test_a_client_asks_all_though_an_answer_is_out_of_range(place):
         assert ("query", 2, 2) in progress
 
 
-@pytest.mark.parametrize("place", ["beaver_here", "crypten_here", "ckks_here"], indirect=True)
+@pytest.mark.parametrize("place", ["beaver_here", "ckks_here"], indirect=True)
 def test_a_client_s_own_known_answers_accuse_no_honest_server(place, tmp_path):
     """And one whose answers are others."""
     file = tmp_path / "known.jsonl"

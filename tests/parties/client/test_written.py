@@ -79,7 +79,7 @@ def test_a_model_that_needs_the_scores_of_all_words_reveals_no_token_alone(tmp_p
 @pytest.mark.parametrize("tiny", [tiny_marian, tiny_whisper])
 def test_a_model_that_writes_is_no_query_of_one_pass(tiny, tmp_path):
     own = load(tiny(tmp_path / "own"))
-    with pytest.raises(LoadError, match="answers token by token, so no query has one price"):
+    with pytest.raises(LoadError, match="answers token by token: compile it with"):
         bf.compile_folder(own, tmp_path / "out")
 
 

@@ -222,16 +222,16 @@ def test_python_of_the_gateways_page_runs(gateway, capsys, tmp_path):
     assert capsys.readouterr().out.endswith("32\n")
 
 
-def test_fifty_at_once_are_all_answered(client):
+def test_many_at_once_are_all_answered(client):
     completions, asked = [], {"model": "tiny", "messages": [HI], "max_tokens": 1}
     threads = [
-        threading.Thread(target=lambda: completions.append(client.chat.completions.create(**asked))) for _ in range(50)
+        threading.Thread(target=lambda: completions.append(client.chat.completions.create(**asked))) for _ in range(16)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(completions) == 50
+    assert len(completions) == 16
     assert len({reply.choices[0].message.content for reply in completions}) == 1
 
 

@@ -34,7 +34,7 @@ ONE = (1,)
 READS = [  # the program, and how many tokens are read before a draft is rejected that kept so many, and after it
     ("compiled", (11, 1, 1), 12, (4, *ONE * 4), 2, 2e-2),
     pytest.param("roomy", (57, *ONE * 18, 62, *ONE * 3), 140, (), 6, 3e-2, marks=pytest.mark.slow),
-    ("windowed", (180, *ONE * 4, 11), 186, (*ONE * 10, 24), 2, 3e-2),
+    pytest.param("windowed", (180, *ONE * 4, 11), 186, (*ONE * 10, 24), 2, 3e-2, marks=pytest.mark.slow),
 ]
 
 
@@ -293,10 +293,10 @@ def test_who_follows_runs_no_number_twice_and_no_rows_ahead(carol, monkeypatch):
 
 def test_a_block_is_dealt_once_and_what_is_left_of_it_is_dropped_where_the_asker_goes_otherwise(carol):
     """The leader is asked to be ready for each deal, and for no pass that finds its correlations left."""
-    tapes, part_run = carol.party._tapes, PartRun(part="1@64", runs=8)
+    make, part_run = carol.party._make, PartRun(part="1@64", runs=8)
     carol.asker.send_message({"ready": 0})
-    taken = [tapes.take(0, part_run), tapes.take(1, part_run.model_copy(update={"rows": 1}))]
+    taken = [make(0, part_run), make(1, part_run.model_copy(update={"rows": 1}))]
     carol.asker.send_message({"ready": 2})
-    taken.append(tapes.take(2, part_run.model_copy(update={"rows": 1})))  # the same place again, under other masks
+    taken.append(make(2, part_run.model_copy(update={"rows": 1})))  # the same place again, under other masks
     masks = [next(entry for _, entry in tape.drain() if isinstance(entry, torch.Tensor)) for tape in taken]
     assert len({str(mask) for mask in masks}) == 3
