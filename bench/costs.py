@@ -13,7 +13,7 @@ from blindformer.models.compile import compile
 from blindformer.models.loading.load import load
 from blindformer.models.open_weights import PRIVATE, PUBLIC
 from blindformer.models.program.pricing import NETWORKS, price
-from blindformer.parties.reports.delegated import price_of_pass
+from blindformer.parties.reports.estimate import price_of_pass
 from rich.table import Table
 
 from .harness import PLANS, Report, Say, carry_out, columns, megabytes, parser

@@ -33,9 +33,9 @@ from blindformer.parties.cli.chat import Spent
 from blindformer.parties.client.client import open_here
 from blindformer.parties.client.local import find_local
 from blindformer.parties.config import load_settings
+from blindformer.parties.launch import LocalOptions
 from blindformer.parties.launch.processes import LocalServices
 from blindformer.parties.registry import DEFAULT, find, protocol_for, talking
-from blindformer.parties.service.local_options import LocalOptions
 from blindformer.parties.session.online import peak_rss_mb
 from blindformer.protocols.delegated.arithmetic import signed_in
 from blindformer.protocols.delegated.group import MaskedRows

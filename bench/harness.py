@@ -19,11 +19,10 @@ from typing import Any, ParamSpec, TypeVar
 
 import psutil
 import torch
-from blindformer.cores import cores
+from blindformer.cores import cores, tune_process
 from blindformer.levels import instructions, level
 from blindformer.models.open_weights import PRIVATE, PUBLIC
 from blindformer.models.program.pricing import Network
-from blindformer.parties.tuning import tune_process
 from blindformer.protocols.errors import BlindformerError
 from blindformer.versions import versions
 from rich.console import Console

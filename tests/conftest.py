@@ -31,8 +31,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # what tests compile and download i
 import blindformer  # noqa: F401  # before torch: it holds torch to the level that the environment names
 import pytest
 import torch
+from blindformer.cores import keep_freed_memory
 from blindformer.parties.launch.fork_server import shared
-from blindformer.parties.tuning import keep_freed_memory
 from blindformer.tests.shared.tiny import SMALL, WORDS, save_tokenizer, tiny_config
 from hypothesis import HealthCheck, settings
 

@@ -24,7 +24,7 @@ from ...models.data.reading import PARQUET, parquet_module
 from ...models.loading.truncation import REPORTED
 from ...protocols.errors import BlindformerError, PeerDisagrees, PeerError, PeerRefused
 from ..client.canaries import CanaryError
-from ..session.compute_slots import SlotsBusy
+from ..session.messages import SlotsBusy
 from ..session.spool import SpoolError
 
 if TYPE_CHECKING:  # importing it takes seconds

@@ -14,8 +14,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
+from ...cores import tune_process
 from ...errors import BlindformerError, is_full_gpu
-from ..tuning import tune_process
 
 _AGAIN = 0.05  # seconds, after which the finaliser is over
 

@@ -20,7 +20,6 @@ from . import (
     estimate,
     evaluate,
     gateway,
-    lists,
     models,
     precompute,
     query,
@@ -28,7 +27,6 @@ from . import (
     run,
     search,
     services,
-    tune,
 )
 from .commands import CommandEntry, CommandLine
 
@@ -78,14 +76,14 @@ COMMANDS: dict[str, CommandEntry] = {
     ),
     **of_other_packages(),
     "tune": CommandEntry(
-        tune.tune, "Build", "mails --data mails.csv --out plan.json",
+        evaluate.tune, "Build", "mails --data mails.csv --out plan.json",
         "--data --budget --metric --plan --out --length --network --texts --format",
     ),
     "evaluate": CommandEntry(
         evaluate.evaluate, "Build", "mails --data mails.csv",
         "--data --text --protocol --plan --teacher --private --length --tokens --format",
     ),
-    "list": CommandEntry(lists.list_names, "Build", "plans"),
+    "list": CommandEntry(doctor.list_names, "Build", "plans"),
     "serve": CommandEntry(services.serve, "Serve", "compiled/server --certs certs"),
     "dealer": CommandEntry(services.dealer, "Serve", "--certs certs"),
     "helper": CommandEntry(services.helper, "Serve", "compiled/helper --certs certs"),

@@ -23,8 +23,8 @@ from . import options
 from .commands import Needs
 from .output import MB, aside, console, print_result
 from .progress import Phases, Waiting
-from .receipt import ReceiptOptions
 from .steps import (
+    ReceiptOptions,
     Weights,
     cache_folder,
     check_there,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.chat import Chat
     from ...models.generation.conversation import Completion, Conversation
     from ...models.loading.load import Loaded
-    from ..session.part_runs import OnPass
+    from ..session.online import OnPass
 
 
 Model = Annotated[

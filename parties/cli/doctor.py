@@ -1,4 +1,5 @@
-"""`blindformer doctor` checks a party and its peers; with --env it prints versions and machine for a bug report."""
+"""`blindformer doctor` checks a party and its peers, with --env it prints versions and machine for a bug report; `list`
+prints the protocols, approximations or plans that there are."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import platform
 import ssl
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from rich.markup import escape
 from typer import Argument, Exit, Option
@@ -15,8 +16,10 @@ from ...versions import NOT_INSTALLED, installed
 from ..config import Role, load_settings
 from ..registry import compiled_for, find_served
 from . import options
+from .options import PLANS, PRIVATE_PLANS
 from .output import at_home, console, print_result, table
 from .progress import Phases
+from .steps import loading
 
 PIPED_WIDTH = 300  # one line a check, for grep
 EXAMPLE = Path(__file__).parents[2] / "docs" / "blindformer.toml"
@@ -129,3 +132,84 @@ def _environment(form: options.Form) -> None:
     rows += [(name.replace("_", " "), place) for name, place in places.items()]
     rows += [(package, number or NOT_INSTALLED) for package, number in packages.items()]
     print_result(form, {**machine, "places": places, "packages": packages}, table("what", "value", rows=rows))
+
+
+def list_names(
+    what: Annotated[
+        Literal["protocols", "approximations", "plans"],
+        Argument(metavar="WHAT", help="What is listed: protocols, approximations or plans."),
+    ],
+    form: options.Form = "text",
+) -> None:
+    """List protocols, approximations or plans."""
+    listed = {"protocols": _protocols, "approximations": _approximations, "plans": _plans}
+    with loading(notes=1):
+        rows = listed[what]()
+    listing = {what: rows}
+    if what == "plans":  # few plans with many choices: one column each
+        rows = [{"choice": key, **{row["name"]: row[key] for row in rows}} for key in rows[0] if key != "name"]
+    headings = (name.replace("_", " ") for name in rows[0])
+    print_result(form, listing, table(*headings, rows=(map(_in_words, row.values()) for row in rows)))
+
+
+def _protocols() -> list[dict[str, Any]]:
+    from ...protocols.base import available, find
+
+    rows = []
+    for name in available():
+        try:
+            protocol = find(name)
+        except ImportError as error:
+            reason = f"not installed: {error.name} is missing"
+            rows.append({"name": name, "parties": "", "security": reason, "operations": 0})
+            continue
+        about = {"parties": protocol.parties, "security": protocol.security, "operations": len(protocol.offers)}
+        rows.append({"name": name, **about})
+    return rows
+
+
+def _approximations() -> list[dict[str, Any]]:
+    from ...approximations import choices
+
+    return [
+        {
+            "kind": a.kind,
+            "name": a.name,
+            "largest_error": a.error,
+            "on": list(a.domain) if a.domain else None,
+            "comparisons": a.comparisons,
+            "needs_distillation": a.needs_distillation,
+            "options": list(a.options()),
+            "source": a.source,
+        }
+        for a in choices()
+    ]
+
+
+def _plans() -> list[dict[str, Any]]:
+    from ...approximations import Plan, kinds
+
+    plans = [Plan.preset(name) for name in PLANS]
+    return [
+        {
+            "name": plan.name,
+            "runs_on_secrets": plan.name in PRIVATE_PLANS,
+            "needs_distillation": plan.needs_distillation(),
+            "linear_bits": plan.linear_bits,
+            "fraction": plan.fraction,
+            **{kind: getattr(plan, kind).name for kind in kinds()},
+        }
+        for plan in plans
+    ]
+
+
+def _in_words(value: Any) -> str:
+    if value is None or value == []:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.2g}"
+    if isinstance(value, list):
+        return ", ".join(_in_words(item) for item in value)
+    return str(value)

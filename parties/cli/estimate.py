@@ -51,8 +51,7 @@ def _show_delegated(
     with loading(1) as phases:
         from ...models.delegated.sequences import read_memory
         from ...models.loading.load import load
-        from ..reports.delegated import price_of_head, price_of_pass
-        from ..reports.estimate import find_network
+        from ..reports.estimate import find_network, price_of_head, price_of_pass
 
         chosen = find_network(network)
         loaded = load(model, adapter)

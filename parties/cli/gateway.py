@@ -310,7 +310,7 @@ keys = Typer(no_args_is_help=True, help="Give persons keys of their own for the 
 @keys.command(cls=CheckedCommand, epilog=example("keys add alice --config blindformer.toml"))
 def add(name: Name, config: options.Config = None) -> None:
     """Make a person's key for the gateway, and print it once; only its hash is kept."""
-    from ..gateway.people import add_key
+    from ..gateway.access import add_key
 
     file = load_settings(config).gateway.keys
     print(add_key(file, name))
@@ -320,7 +320,7 @@ def add(name: Name, config: options.Config = None) -> None:
 @keys.command(cls=CheckedCommand, epilog=example("keys remove alice --config blindformer.toml"))
 def remove(name: Name, config: options.Config = None) -> None:
     """Revoke a person's key. A running gateway refuses it seconds later."""
-    from ..gateway.people import remove_key
+    from ..gateway.access import remove_key
 
     remove_key(load_settings(config).gateway.keys, name)
     note(f"{name} has no key now; a running gateway refuses the old one in seconds")
@@ -329,7 +329,7 @@ def remove(name: Name, config: options.Config = None) -> None:
 @keys.command("list", cls=CheckedCommand, epilog=example("keys list"))
 def show(config: options.Config = None) -> None:
     """Print the names of all who have a key."""
-    from ..gateway.people import read_keys
+    from ..gateway.access import read_keys
 
     file = load_settings(config).gateway.keys
     if names := sorted(read_keys(file)):

@@ -46,8 +46,7 @@ from .output import (
     table,
 )
 from .progress import Phases
-from .receipt import ReceiptOptions
-from .steps import cache_folder, check_new, compiling, loading
+from .steps import ReceiptOptions, cache_folder, check_new, compiling, loading
 
 
 def answer_rows(
@@ -56,7 +55,7 @@ def answer_rows(
     """Every row of a table, answered once. `settings`: of BulkJob. Errors: BlindformerError; Exit 1 if a row has no
     answer."""
     from ..bulk.job import BulkJob
-    from ..session.compute_slots import span
+    from ..session.messages import span
 
     files = inputs.file or []
     if len(files) != 1:
@@ -215,7 +214,6 @@ def query(
         from ..client.base import check_top
         from ..client.canaries import CanaryError
         from ..client.result import Result
-        from ..receipts.receipt import asked_for
 
         phases.note("load", "the model's client part")
         opened = partial(
@@ -257,7 +255,7 @@ def query(
 
             _, broken = ask_items(client, items, top, take)
             answered = any(result.error is None for result in results.values())
-            receipt = asked_for(client.receipt, prices) if broken is None else None
+            receipt = vouched.issue(client, prices) if broken is None else None
     if answered and form != "jsonl":
         (partial(_show, top or SHOWN) if form == "text" else _print_json)(
             client, [(item, results[index]) for index, item in enumerate(items)]

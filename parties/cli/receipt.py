@@ -1,9 +1,8 @@
-"""`--receipt FILE` of the commands that compute privately, and `blindformer receipt`: show one, and check one."""
+"""`blindformer receipt`: show one, and check one."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -14,52 +13,16 @@ from rich.console import RenderableType
 from rich.markup import escape
 from typer import Argument, Option
 
-from ...errors import BlindformerError
-from ..registry import DEFAULT, deployed, find
 from . import options
 from .commands import CheckedCommand, example
-from .output import mb, note, print_result, table
-from .steps import check_new
+from .output import mb, print_result, table
 
 if TYPE_CHECKING:  # importing it takes seconds
-    from ..config import PricesSection
     from ..receipts.receipt import Receipt
 
 app = typer.Typer(help="Receipts: what parties vouch for after a session.", no_args_is_help=True)
 DIGITS = 16  # of a hash
 NONE_MASKED = hashlib.sha256().hexdigest()  # a commitment to no weights: all of them are open
-
-
-@dataclass(frozen=True)
-class ReceiptOptions:
-    """Of a command whose parties can vouch for what they did. The prices are those of its --config."""
-
-    receipt: Annotated[
-        Path | None,
-        Option(help="File for a signed receipt, as JSON (default: none)."),
-    ] = None
-
-    def reckon(self, protocol: str = DEFAULT, config: Path | None = None) -> PricesSection | None:
-        """The prices of the receipt that is asked for; None: none is. Errors: BlindformerError, before anything slow,
-        where there can be none."""
-        if self.receipt is None:
-            return None
-        if not find(protocol).receipts:
-            raise BlindformerError(
-                f"--receipt {self.receipt}: protocol {protocol} signs nothing; use protocol {DEFAULT}, or leave it out"
-            )
-        check_new("--receipt", self.receipt)
-        from ..config import load_settings
-
-        return load_settings(config, deployed()).prices
-
-    def keep(self, receipt: Receipt | BlindformerError | None) -> None:
-        """Write it, after the answers. Errors: BlindformerError, also what it has in a receipt's place."""
-        if isinstance(receipt, BlindformerError):
-            raise receipt
-        if receipt is not None and self.receipt is not None:
-            receipt.save(self.receipt)
-            note(f"{self.receipt}: a receipt; blindformer receipt show and check read it")
 
 
 File = Annotated[Path, Argument(help="The file that --receipt wrote.")]

@@ -23,9 +23,9 @@ from .items import InputItem, InputOptions, check_length, raise_if_all
 from .output import MB, console, note_unfinished, print_result, similarities, table
 from .progress import Phases
 from .query import ask_items, row, setting_of, show_answers
-from .receipt import ReceiptOptions
 from .steps import (
     OwnAdapter,
+    ReceiptOptions,
     Weights,
     cache_folder,
     can_write,
@@ -117,7 +117,6 @@ def run(
         from ...models.loading.truncation import truncation_of
         from ..client.client import open_here
         from ..client.compare import compare, encode_each
-        from ..receipts.receipt import asked_for
 
         loaded, chosen = load_model(phases, model, plan, adapter)
         task, cut = loaded.task, truncation_of(truncate)
@@ -152,7 +151,7 @@ def run(
         with open_here(local, folder, progress=phases.step, truncate=cut, **asking) as client:
             client.ways = IN_COMMANDS
             results, broken = ask_items(client, items)
-            receipt = asked_for(client.receipt, prices) if broken is None else None
+            receipt = vouched.issue(client, prices) if broken is None else None
         good = [index for index in sorted(results) if results[index].error is None]
         errors = {index: result.error for index, result in results.items() if result.error is not None}
         if not good:

@@ -60,7 +60,7 @@ class ServiceOptions:
 
     def run(self, kind: type[Service], settings: Settings) -> None:
         """Serve until a signal stops it. Where its log is for people, it says what it is when it is ready."""
-        from ..service.local_options import LocalOptions
+        from ..launch import LocalOptions
         from ..service.start import run
 
         announce = show if getattr(settings, kind.role).log_format == "text" else None
@@ -199,7 +199,7 @@ def take_part(
     section = settings.crypten.parties.get(name)
     with loading(section.threads if section else 1, notes=1) as phases:
         if local is not None:
-            from ..service.local_options import LocalOptions
+            from ..launch import LocalOptions
             from ..service.party_runner import run_for_launcher
 
             run_for_launcher(settings, name, LocalOptions.read(local, keep=True))

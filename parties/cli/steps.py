@@ -6,21 +6,25 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
 from ...errors import BlindformerError
 from ...levels import slow
 from ...models.loading.packaged import PUBLISHED
-from ..config import load_settings
+from ..config import PricesSection, load_settings
 from ..launch.fork_server import shared
-from ..registry import PRIVATE_HEAD, PUBLIC, find
+from ..registry import DEFAULT, PRIVATE_HEAD, PUBLIC, deployed, find
 from .options import PRIVATE_PLANS
 from .output import note
 from .progress import Phases
+
+if TYPE_CHECKING:  # importing it takes seconds
+    from ..receipts.receipt import Receipt
 
 LAN = "lan"
 
@@ -269,3 +273,40 @@ def read_lengths(lengths: str | None) -> list[int] | None:
     if numbers and numbers[0] > 0:
         return numbers
     raise BlindformerError(f"--lengths {lengths}: give numbers of tokens with commas, as 32,64,128")
+
+
+@dataclass(frozen=True)
+class ReceiptOptions:
+    """Of a command whose parties can vouch for what they did. The prices are those of its --config."""
+
+    receipt: Annotated[
+        Path | None,
+        Option(help="File for a signed receipt, as JSON (default: none)."),
+    ] = None
+
+    def reckon(self, protocol: str = DEFAULT, config: Path | None = None) -> PricesSection | None:
+        """The prices of the receipt that is asked for; None: none is. Errors: BlindformerError, before anything slow,
+        where there can be none."""
+        if self.receipt is None:
+            return None
+        if not find(protocol).receipts:
+            raise BlindformerError(
+                f"--receipt {self.receipt}: protocol {protocol} signs nothing; use protocol {DEFAULT}, or leave it out"
+            )
+        check_new("--receipt", self.receipt)
+        return load_settings(config, deployed()).prices
+
+    def issue(self, client: Any, prices: PricesSection | None) -> Receipt | BlindformerError | None:
+        """The receipt that is asked for; its error, for the answers before it are good."""
+        try:
+            return None if prices is None else client.receipt(prices)
+        except BlindformerError as error:
+            return error
+
+    def keep(self, receipt: Receipt | BlindformerError | None) -> None:
+        """Write it, after the answers. Errors: BlindformerError, also what it has in a receipt's place."""
+        if isinstance(receipt, BlindformerError):
+            raise receipt
+        if receipt is not None and self.receipt is not None:
+            receipt.save(self.receipt)
+            note(f"{self.receipt}: a receipt; blindformer receipt show and check read it")

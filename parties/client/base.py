@@ -21,7 +21,7 @@ from ..config import Address, Settings
 from ..receipts.receipt import Prices, Receipt, issue
 from ..registry import find_talking
 from ..reports.report import Report
-from ..session.compute_slots import SlotsBusy
+from ..session.messages import SlotsBusy
 from ..session.online import Progress
 from .canaries import Canaries, CanaryError
 from .result import Result, TopK, Windows, count_of, generated, in_form
@@ -30,7 +30,7 @@ from .sessions import Open, Sessions, Stopped, Writer, answer_to, streamed
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
-    from ..session.part_runs import OnPass
+    from ..session.online import OnPass
 
 
 def check_top(client: BaseClient, top: int | None, name: str = "top_k") -> None:

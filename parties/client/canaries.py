@@ -25,7 +25,7 @@ from ...models.artifacts import ClientPart, Question
 from ...models.loading.answers import at_tokens
 from ...models.loading.huggingface import InputError
 from ...protocols.errors import BlindformerError
-from ..session.compute_slots import SlotsBusy
+from ..session.messages import SlotsBusy
 from .result import Result
 
 MAKE = "`blindformer query --write-known`"

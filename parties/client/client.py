@@ -22,10 +22,9 @@ from ...models.loading.truncation import Truncation
 from ...protocols.ckks.parameters import CkksError
 from ...protocols.devices import CPU, find_device
 from ..config import UseSpool
-from ..launch import LOCAL
+from ..launch import LOCAL, LocalOptions
 from ..registry import open_client
 from ..reports.report import Report, phases_in_words, requests_in_words, who_learned_what
-from ..service.local_options import LocalOptions
 from ..session.online import Progress
 from ..session.rendezvous_two import agreed_program
 from ..session.spool import Spool

@@ -23,16 +23,14 @@ from ...models.loading.truncation import Truncation
 from ...models.lowering.structure import tensors_of
 from ..certificates.tls_folder import client_context
 from ..config import Settings, UseSpool
-from ..launch import LOCAL
+from ..launch import LOCAL, LocalOptions
 from ..receipts.receipt import VouchedSession
 from ..receipts.statement import Signer
 from ..reports.report import BUT_HEAD, MB, AnsweredQuery, Report, phases_in_words
-from ..service.local_options import LocalOptions
-from ..session.compute_slots import LimitReached
 from ..session.delegated_client import DelegatingClient
 from ..session.delegation import ADVERSARY, PROTOCOL, PublicWeights
-from ..session.online import Answer, Progress, added
-from ..session.part_runs import OnPass
+from ..session.messages import LimitReached
+from ..session.online import Answer, OnPass, Progress, added
 from ..session.rendezvous_two import seed_dealer
 from ..session.spool import Spool, SpoolError
 from ..transport.handshake import make_hello, meet, new_session

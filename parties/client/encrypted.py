@@ -33,8 +33,8 @@ from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerTimeo
 from ..certificates.tls_folder import client_context, write
 from ..config import Address
 from ..reports.report import encrypted_report, requests_in_words
-from ..session.compute_slots import LimitReached, SlotsBusy
 from ..session.encrypted_queries import PROTOCOL, SERVER, EncryptingClient, KeysGone
+from ..session.messages import LimitReached, SlotsBusy
 from ..session.online import Answer, Progress
 from ..transport.handshake import make_hello, meet, new_session
 from .local import OwnServices

@@ -24,12 +24,11 @@ from ...models.program.pricing import Network
 from ...protocols.clear import ClearEngine
 from ...protocols.devices import DeviceError, find_device
 from ...protocols.errors import BlindformerError, PeerError
+from ..launch import LocalOptions
 from ..launch.processes import FAILED_SECONDS, STOP_SECONDS, LocalServices
 from ..registry import ProtocolEntry, find, names, of_parties, resolve, runs_here
 from ..reports.report import Report, clear_report
-from ..service.local_options import LocalOptions
-from ..session.online import Answer, Progress, Timings
-from ..session.part_runs import OnPass
+from ..session.online import Answer, OnPass, Progress, Timings
 from ..session.parties import Parties, PartiesError, numbered
 from ..session.two_party_client import ClientParty
 from .session import PartyAddresses, Reply, Session, client_settings

@@ -30,12 +30,11 @@ from ...protocols.errors import BlindformerError
 from ...protocols.operations.reveal import RevealedRows, rows_of
 from ..certificates.issuing import make_certificates
 from ..certificates.tls_folder import server_context
+from ..launch import LocalOptions
 from ..launch.fork_server import shared
 from ..launch.processes import A_DAY, BUSY, START_SECONDS, LaunchError, PartyProcesses, as_toml
 from ..reports.report import insecure_report, parties_report
-from ..service.local_options import LocalOptions
-from ..session.online import Answer, Progress, Timings
-from ..session.part_runs import OnPass, part_run
+from ..session.online import Answer, OnPass, Progress, Timings, part_run
 from ..session.parties import DEALER, Parties, numbered
 from ..session.tensors import TensorSession, deal, meet
 from ..transport.tls import listen

@@ -12,7 +12,7 @@ from typing import Any
 from ...protocols.errors import BlindformerError
 from ..config import Settings
 from ..registry import find_served, resolve
-from ..session.compute_slots import SlotsBusy
+from ..session.messages import SlotsBusy
 from ..session.online import Progress
 from ..session.spool import Spool, SpoolError
 from .sessions import rest

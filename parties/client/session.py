@@ -21,12 +21,12 @@ from ...protocols.ckks.sealed import SealedError
 from ...protocols.errors import BlindformerError, PeerGone, PeerTimeout
 from ..certificates.tls_folder import client_context
 from ..config import Address, Role, Settings, load_settings
+from ..launch import LocalOptions
 from ..launch.processes import LaunchError, LocalServices
 from ..receipts.receipt import Prices, Receipt, VouchedSession, issue, stated
 from ..receipts.statement import ReceiptError
 from ..registry import find_served, find_talking
 from ..reports.report import AnsweredQuery, Report, each_in_words
-from ..service.local_options import LocalOptions
 from ..session.messages import PartRun, Waiting
 from ..session.online import Answer, Progress
 from ..session.parties import Parties
@@ -34,7 +34,7 @@ from ..transport.handshake import knock, my_facts
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.rows import Pass
-    from ..session.part_runs import OnPass
+    from ..session.online import OnPass
 
 LOST = (PeerGone, PeerTimeout, LaunchError)  # the session is lost, and nothing says that another would be, too
 

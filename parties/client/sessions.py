@@ -22,9 +22,8 @@ from ...models.delegated.head import PrivateHead
 from ...protocols.errors import PeerDropped, PeerError, PeerGone
 from ..receipts.receipt import VouchedSession
 from ..reports.report import Report, with_head
-from ..session.compute_slots import SlotsBusy
-from ..session.online import Answer, Progress, added
-from ..session.part_runs import OnPass, part_run
+from ..session.messages import SlotsBusy
+from ..session.online import Answer, OnPass, Progress, added, part_run
 from .session import ClientError, Reply, Session
 
 if TYPE_CHECKING:  # importing it takes seconds

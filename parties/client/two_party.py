@@ -22,11 +22,9 @@ from ..config import Settings, UseSpool
 from ..receipts.statement import Signer
 from ..reports.report import two_party_report
 from ..session.audits import client_kind
-from ..session.compute_slots import LimitReached
 from ..session.helper_topology import ask_two_servers
-from ..session.messages import PartRun
-from ..session.online import Progress
-from ..session.part_runs import OnPass, QueryingParty, passes
+from ..session.messages import LimitReached, PartRun
+from ..session.online import OnPass, Progress, QueryingParty, passes
 from ..session.rendezvous_two import agreed_program, my_hello, seed_dealer
 from ..session.spool import Spool, SpoolError
 from ..session.two_party_client import ClientParty

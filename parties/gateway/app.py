@@ -28,8 +28,8 @@ from ...models.generation.logprobs import Spelling
 from ...models.loading.truncation import Truncation
 from ..service.logs import Log
 from ..service.metrics import Metrics
+from .access import People
 from .model_pool import ModelPool, RequestAnswer
-from .people import People
 from .problems import SERVER, UNSUPPORTED, ApiError, Bodies, as_api_error
 from .replies import (
     KEEP_ALIVE,

@@ -17,7 +17,7 @@ from ...models.generation.decoder import GenerationError
 from ...models.loading.huggingface import InputError
 from ...protocols.errors import BlindformerError, PeerError
 from ..launch.processes import LaunchError
-from ..session.compute_slots import LimitReached, SlotsBusy
+from ..session.messages import LimitReached, SlotsBusy
 
 INVALID, SERVER, LIMITED = "invalid_request_error", "server_error", "rate_limit_error"
 UNSUPPORTED = "unsupported_parameter"  # a code: that API knows it, and it is not done here

@@ -18,10 +18,9 @@ from ..config import Address, Settings
 from ..service.logs import Log
 from ..service.metrics import Exporter, Metrics
 from ..service.start import BACKLOG, bind
-from .access import LOOPBACK, Guard, HeadProtocol, PendingHeads, find_key
+from .access import LOOPBACK, Guard, HeadProtocol, PendingHeads, People, find_key
 from .app import Gateway, make_app
 from .model_pool import ModelPool, open_pools
-from .people import People
 from .problems import GatewayError
 
 CONNECTIONS = 1024

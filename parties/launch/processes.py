@@ -25,7 +25,7 @@ from ...protocols.errors import BlindformerError
 from ..certificates.issuing import make_certificates
 from ..config import Address
 from ..registry import find_served
-from ..service.local_options import LocalOptions
+from . import LocalOptions
 from .fork_server import environment, shared
 
 Line = dict[str, Any]

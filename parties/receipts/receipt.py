@@ -6,7 +6,7 @@ It is in the form that `text` writes, to the byte, and `check` finds every byte 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from ...files import whole_file
 from ...models.program.program import Program
-from ...protocols.errors import BlindformerError, writing
+from ...protocols.errors import writing
 from ...versions import versions
 from ..certificates.tls_folder import fingerprint, issued_by, load_certificate, role_in
 from ..config import PricesSection, load_settings
@@ -176,14 +176,6 @@ def stated(program: Program) -> dict[str, Any]:
         "released": [name for part in programs for name in part.all_released()],
         "revealed": [name for part in programs for name in part.outputs],
     }
-
-
-def asked_for(receipt: Callable[[Prices], Receipt], prices: Prices) -> Receipt | BlindformerError | None:
-    """A receipt, if there are prices for one; its error, for the answers before it are good."""
-    try:
-        return None if prices is None else receipt(prices)
-    except BlindformerError as error:
-        return error
 
 
 def _issued(fields: Mapping[str, Any], signer: Signer, others: tuple[SignedStatement, ...], prices: Prices) -> Receipt:

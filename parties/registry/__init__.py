@@ -41,7 +41,7 @@ class ServiceSpec:
     words: str
     checks: str = ".doctor.checks:SESSIONS"
     helpers: tuple[str, ...] = ()
-    dealer: Named = ".service.dealer:DealerService"
+    dealer: Named = ".service.two_party:DealerService"
     holds: Sequence[str] = ()
     storing: Named = ""
 

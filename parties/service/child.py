@@ -28,7 +28,7 @@ from ...errors import is_full_gpu
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, PeerError, PeerGone, PeerRefused
 from ...protocols.forks import has_other_threads
-from ..session.compute_slots import SlotsBusy
+from ..session.messages import SlotsBusy
 from ..transport.frames import printable
 from ..transport.handshake import abort
 from .control import (
@@ -68,7 +68,7 @@ class Stopping(BaseException):
 
 
 class Control:
-    """A child's line to its supervisor. Admission (session/compute_slots.py) is `slot`. Used by the main thread."""
+    """A child's line to its supervisor. Admission (session/messages.py) is `slot`. Used by the main thread."""
 
     party = "server"
     """How errors name this side."""

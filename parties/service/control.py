@@ -7,26 +7,37 @@
     {"release": {number, left}}
     {"limited": {what}}
     {"answered": {number, offline_s, offline_bytes, online_s, sent, received, audits}}
-    {"keep": {session, program, seed}}                 {"kept": true} | {"refused": why}      the dealer's (dealer.py)
-    {"take": {session, program}}                       {"seed": hex} | {"refused": why}       the dealer's (dealer.py)
+    {"keep": {session, program, seed}}                 {"kept": true} | {"refused": why}      of two_party.py
+    {"take": {session, program}}                       {"seed": hex} | {"refused": why}       of two_party.py
     {"storedkeys": {do, name}}                         {"name": hex} | {"good": true} | ...    of encrypted.py
     {"failed": {kind, what}}
                                                        {"stop": why}                          at any time
 
 The child speaks with strangers and may have been taken over by one: a line that is too long, not JSON, or not one of
 these ends that child, and nobody else. The socket is the child's lifeline, too: when the supervisor's end closes,
-the child ends at once.
+the child ends at once. Such a child also asks whether the dealer answers (PartyWatch).
 """
 
 from __future__ import annotations
 
 import json
+import mmap
+import os
+import signal
 import socket
-from typing import Annotated, Any, Literal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from ...protocols.seeds import SEED_HEX
+from ..transport.frames import printable
+from ..transport.handshake import KNOCK_SECONDS
+
+if TYPE_CHECKING:
+    from .logs import Log
 
 LINE_LIMIT = 4096
 READ_AT_ONCE = 65536
@@ -206,3 +217,78 @@ class ChildLine:
 
     def close(self) -> None:
         self.sock.close()
+
+
+EVERY = 2.0  # seconds between two questions; twice without an answer, and the party is gone
+Fork = Callable[[Callable[[Any], None]], tuple[int, socket.socket]]
+
+
+class PartyWatch:
+    """Whether the dealer answers, asked every few seconds by a process that is forked for it: nobody waits for its
+    silence. It shows the server's certificate and says nothing of any session, so the dealer learns that the server
+    runs.
+
+    In a supervisor, whose children see `gone` change, too. `ask`: raises a PeerError if `party` is gone.
+    """
+
+    def __init__(self, party: str, ask: Callable[[], None]) -> None:
+        self.party, self._ask = party, ask
+        self._flag = mmap.mmap(-1, 1)  # shared with children
+        self._pid, self._until, self._again, self._misses = 0, 0.0, 0.0, 0
+        self._line: ChildLine | None = None
+
+    @property
+    def gone(self) -> bool:
+        return self._flag[0] == 1
+
+    def check(self) -> None:
+        """In a child: ask again if the party was gone. Errors: PeerError if it still is."""
+        if self.gone:
+            self._ask()
+
+    def turn(self, fork: Fork, log: Log) -> None:
+        """Ask if it is time to, or see what came of the last question. Waits for nothing."""
+        now = time.monotonic()
+        if self._line is not None:
+            ended, status = os.waitpid(self._pid, os.WNOHANG)
+            if not ended and now < self._until:
+                return
+            self._note("" if ended and status == 0 else self._why(self._line), log)
+            self.end()
+            self._again = now + (0.0 if self._misses == 1 else EVERY)
+        elif now >= self._again:
+            with suppress(OSError):  # there is no room for a process: later, perhaps
+                self._pid, sock = fork(lambda control: self._ask())
+                self._line, self._until = ChildLine(sock), now + 2 * KNOCK_SECONDS
+            self._again = now + EVERY
+
+    def end(self) -> None:
+        """Safe to call twice."""
+        self.let_go()
+        if self._pid:
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self._pid, signal.SIGKILL)
+                os.waitpid(self._pid, 0)
+        self._pid = 0
+
+    def let_go(self) -> None:
+        """In another child, too: of the line."""
+        if self._line is not None:
+            self._line.close()
+        self._line = None
+
+    def _why(self, line: ChildLine) -> str:
+        with suppress(BrokenControl, ValueError):
+            for report in line.read() or ():
+                if isinstance(report, Failed):
+                    return report.what
+        return f"{self.party}: did not answer in {KNOCK_SECONDS:g} seconds; see whether it runs"
+
+    def _note(self, what: str, log: Log) -> None:
+        self._misses = self._misses + 1 if what else 0
+        if self._misses > 1 and not self.gone:
+            self._flag[0] = 1
+            log.error(f"{self.party}-gone", what=printable(what, 400))
+        elif not what and self.gone:
+            self._flag[0] = 0
+            log.info(f"{self.party}-back", what=f"the {self.party} answers again")

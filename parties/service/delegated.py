@@ -13,18 +13,17 @@ from ...models.delegated.weights import load_weights
 from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError
 from ..config import Settings
+from ..launch import LocalOptions
 from ..registry import DEFAULT
-from ..session.delegated_server import DelegatedServer
-from ..session.delegation import ADVERSARY, PROTOCOL, DelegatedDealer, PublicWeights
+from ..session.delegated_server import DelegatedDealer, DelegatedServer
+from ..session.delegation import ADVERSARY, PROTOCOL, PublicWeights
 from ..session.preprocessed import GB
 from ..transport.handshake import Hello, make_hello
 from ..transport.tls import TlsChannel
 from .child import Control
-from .dealer import DealerService
-from .local_options import LocalOptions
 from .quota import quota_in_words, quota_of
-from .server import ServerService
 from .service import COLLUDING, Service
+from .two_party import DealerService, ServerService
 
 TOGETHER = f"the server and the dealer {COLLUDING}"
 

@@ -22,16 +22,16 @@ from ...protocols.ckks.facts import CircuitNeeds, facts_from, most
 from ...protocols.ckks.isolated import Say
 from ...protocols.devices import DeviceError
 from ..config import Settings
-from ..session.compute_slots import SlotsBusy
+from ..launch import LocalOptions
 from ..session.encrypted_queries import PROTOCOL, CiphertextServer
+from ..session.messages import SlotsBusy
 from ..transport.handshake import Hello, make_hello
 from ..transport.tls import TlsChannel
 from .child import Control
 from .control import ChildReport, Introduced, StoredKeys
-from .local_options import LocalOptions
 from .quota import quota_in_words, quota_of
-from .server import RESERVE_SECONDS
 from .service import Service
+from .two_party import RESERVE_SECONDS
 
 
 @dataclass

@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,9 +34,10 @@ from ...protocols.errors import (
     PeerTimeout,
 )
 from ..config import Settings
+from ..launch import LocalOptions
 from ..session.helper_topology import HelperParty
 from ..session.messages import SAME_VERSION, Shares, out_of_place, patient, read, refusing
-from ..session.part_runs import count_of, may_reveal
+from ..session.online import count_of, may_reveal
 from ..session.preprocessed import BackgroundTask
 from ..session.rendezvous_two import my_hello, seed_dealer
 from ..session.spool import Spool
@@ -47,8 +48,7 @@ from ..transport.handshake import answer_of, meet
 from ..transport.stream import PlainWire, StreamChannel
 from ..transport.tls import TlsChannel
 from .child import Control
-from .local_options import LocalOptions
-from .service import TOGETHER, Service
+from .service import TOGETHER, Service, adapters_in_words
 
 OWNER, SESSION = "client", "helper"  # by the role of who sits at the other end of the process's own connection
 _OTHER = {OWNER: SESSION, SESSION: OWNER}
@@ -80,7 +80,7 @@ class HelperService(Service):
                 price(item.program.part(name))  # kept for the children
         self.spool = None if mine.spool is None else Spool(mine.spool)
         self.about = f"{lengths[0].program.model or 'model'}, lengths {', '.join(map(str, sorted(part.lengths)))}"
-        self.about += listed(adapted)
+        self.about += adapters_in_words(adapted)
 
     def serve(self, channel: TlsChannel, first: dict[str, Any], control: Control) -> None:
         settings, timeout, context = self.settings, self.timeout, self.identity.dialling
@@ -107,12 +107,6 @@ class HelperService(Service):
             party.set_up()
             party.serve(control.answered, idle=self.limits.idle)
             party.close()
-
-
-def listed(adapted: Iterable[str]) -> str:
-    """Of what a service serves, the adapters."""
-    names = ", ".join(filter(None, adapted))
-    return f"; adapters {names}" if names else ""
 
 
 class RendezvousError(BlindformerError):

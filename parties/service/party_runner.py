@@ -32,6 +32,7 @@ from ...protocols.devices import find_device
 from ...protocols.errors import BlindformerError
 from ..certificates.issuing import ROLES
 from ..config import Address, Settings
+from ..launch import LocalOptions
 from ..session.messages import PartRun
 from ..session.n_party import Party
 from ..session.online import Answer, Progress, Timings
@@ -41,7 +42,6 @@ from ..session.rendezvous_n import PartyContext, deal_among, join_session, load_
 from ..transport.handshake import Refused
 from ..transport.tls import Listener
 from .identity import Identity
-from .local_options import LocalOptions
 from .start import bind
 
 BACKLOG = 64

@@ -25,7 +25,7 @@ from sqlalchemy import Column, Connection, Double, Integer, MetaData, Table, Tex
 from ...protocols.errors import BlindformerError, PeerRefused
 from ..config import ServerSection, Settings
 from ..database import Database
-from ..session.compute_slots import LimitReached, span
+from ..session.messages import LimitReached, span
 
 FILE, DEVIATIONS = "queries.sqlite", "deviations.sqlite"
 SLOTS = 48

@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
@@ -21,19 +21,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...protocols.channel import Channel
 from ..config import Address, ServerSection, Settings
-from ..session.compute_slots import LimitReached
+from ..launch import LocalOptions
+from ..session.messages import LimitReached
 from ..transport.handshake import Hello, answer_of, answer_probe, greet, is_probe, knock, meet, my_facts
 from ..transport.tls import TlsChannel, welcome
 from .acceptor import Acceptor
 from .admission import ServiceLimits
 from .child import Control, abort_on_error
-from .control import ChildReport, Introduced, Limited
+from .control import ChildReport, Introduced, Limited, PartyWatch
 from .identity import Identity, Renewal
-from .local_options import LocalOptions
 from .logs import Log
 from .metrics import Exporter, Metrics
 from .supervisor import ConnectionKind, Supervisor
-from .watch import PartyWatch
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..session.spool import Spool
@@ -384,3 +383,9 @@ class Service:
         for name, value in gauges.items():
             self.metrics.set(name, value)
         self.exporter.feed(self.metrics.text(), self._stop_by is not None, self.able)
+
+
+def adapters_in_words(adapted: Iterable[str]) -> str:
+    """Of what a service serves, the adapters."""
+    names = ", ".join(filter(None, adapted))
+    return f"; adapters {names}" if names else ""

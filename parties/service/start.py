@@ -16,7 +16,7 @@ from ...errors import BlindformerError
 from ...files import locked
 from ...levels import level
 from ..config import Address, ServiceSection, Settings
-from .local_options import LocalOptions
+from ..launch import LocalOptions
 from .logs import Log
 from .metrics import Exporter
 from .service import SECURITY_BITS, Service

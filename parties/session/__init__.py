@@ -27,11 +27,11 @@ on the text.
     helper_topology.py                        two servers for a data owner who takes no part
     dealing.py                                the dealer of any number of parties, and the leader's connection with it
     masked_weights.py, weight_transfer.py     the masked weights, and their way from the leader to all others
-    part_runs.py, online.py                   what a query runs of a program; its rounds
+    online.py                                 what a query runs of a program; its rounds
     preprocessed.py                           correlations of queries to come, in memory, made in a thread
     spool.py, ledger.py                       the same on disk; what is ready and what was used, marked before its use
     rendezvous_two.py, rendezvous_n.py        what they compare before any share is sent; how N parties meet
-    messages.py, compute_slots.py             what parties write to each other; whether a query may compute now
+    messages.py                               what parties write to each other; whether a query may compute now
     tensors.py                                a session for code that is written for CrypTen
     rehearsal.py                              what each party computes in a query, measured on one machine
 """

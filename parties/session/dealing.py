@@ -3,7 +3,7 @@
 The dealer sees no input, no weight, no opened value: only the parties' seeds, the keys of the weight masks, and a
 program. It needs no file: the leader, who owns the model (of two parties: the server), sends it the program.
 
-    DealerParty          the dealer's end of one session
+    SessionDealer        the dealer's end of one session, of every protocol; DealerParty: with masked weights
     TupleDealer          CrypTen's tuples, dealt on request: their masks follow from the parties' seeds, too
     RemoteDealer         the leader's end: set up once a session, then corrections for one query after the other
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -38,11 +39,12 @@ from ...protocols.states import KeptStates
 from ...protocols.streams import SEED_BYTES, Stream, derive
 from ..receipts.statement import Signer
 from .audits import AuditToken, Draw, draw_card, is_drawn, receive_card
-from .compute_slots import ComputeSlots, Unlimited
 from .masked_weights import Served, WeightMasks, read_keys
 from .messages import (
     SAME_VERSION,
+    ComputeSlots,
     PartRun,
+    Unlimited,
     goodbye,
     out_of_place,
     read,
@@ -53,8 +55,7 @@ from .messages import (
     refusing,
     requests,
 )
-from .online import peak_rss_mb
-from .part_runs import may_run
+from .online import may_run, peak_rss_mb
 from .preprocessed import GB, BackgroundTask, Pace, masks, query_key
 from .rendezvous_two import SeedError
 from .vouching import REQUEST, SessionNotes, vouch_as_dealer
@@ -105,14 +106,80 @@ class Programs(Protocol):
     def __setitem__(self, hash: str, program: Program, /) -> None: ...
 
 
-class DealerParty:
-    """The dealer's end of one session, on the leader's connection, after the hello.
+class DealRequest(NamedTuple):
+    """What a leader asks for: the numbers from `first` on, of so many runs. `deal` makes and sends it."""
 
-    digest   the hash of the program that all parties named
+    first: int
+    runs: int
+    deal: Callable[[], None]
+
+
+class SessionDealer(ABC):
+    """The dealer's end of one session, on the leader's connection, after the hello. Each number is dealt once.
+
     others   returns the seeds of all parties but the leader, by rank, once. Errors: `SeedError`
-    owners   among N parties: the owner of each of a program's values
     memory   bytes that the correlations of one request may take while they are made
     session  the session's id; `signer`: signs what the dealer vouches for
+    """
+
+    begins = "deal"
+    """The message before what is dealt."""
+
+    def __init__(
+        self,
+        leader: Channel,
+        others: Callable[[], Sequence[bytes]],
+        admission: ComputeSlots | None,
+        memory: float,
+        session: str,
+        signer: Signer | None,
+    ) -> None:
+        self.leader, self.others, self.admission, self.memory = leader, others, admission or Unlimited(), memory
+        self.session, self.signer = session, signer
+        self._waited = 0.0  # seconds, for room at the leader: these are not what correlations take
+
+    @abstractmethod
+    def set_up(self) -> SessionNotes:
+        """Before the first request. Errors: `SeedError`, `PeerError`."""
+
+    @abstractmethod
+    def asked(self, message: dict[str, Any], least: int) -> DealRequest | None:
+        """A request, whose number is `least` or more; None if it has been answered. Errors: `PeerError`."""
+
+    def serve(self, on_query: Callable[[int, float], None] | None = None, idle: float | None = None) -> None:
+        """Answer the leader's requests until it says goodbye. `idle`: seconds it may be silent between queries.
+
+        `on_query` gets the number and the seconds of each. Errors: `PeerError`.
+        """
+        try:
+            notes, least = self.set_up(), 0
+        except SeedError as error:  # for example after a restart of this dealer: a new session is enough
+            raise PeerGone("client", "cannot be dealt to", str(error)) from None
+        for message in requests(self.leader, idle):
+            if message == REQUEST:
+                vouch_as_dealer(self.leader, self.signer, notes)
+                continue
+            if (asked := self.asked(message, least)) is None:
+                continue
+            first = asked.first
+            with refusing(self.leader):
+                with self.admission.slot(first, lambda place: self.leader.send_message({"queued": place})):
+                    least = first + asked.runs
+                    self.leader.send_message({self.begins: first})
+                    started, self._waited = time.perf_counter(), 0.0
+                    asked.deal()
+                    seconds = time.perf_counter() - started - self._waited
+                    self.leader.send_message({"dealt": first, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
+                notes.queries += asked.runs
+                if on_query:
+                    on_query(first, seconds)
+
+
+class DealerParty(SessionDealer):
+    """Of parties that compute on masked weights.
+
+    digest   the hash of the program that all parties named
+    owners   among N parties: the owner of each of a program's values
     draw     which runs are audits
     device   where it makes correlations
     """
@@ -131,59 +198,44 @@ class DealerParty:
         draw: Draw = is_drawn,
         device: torch.device = CPU,
     ) -> None:
-        self.session, self.signer, self.draw, self.device = session, signer, draw, device
-        self.leader, self.digest, self.others, self.owners, self.memory = leader, digest, others, owners, memory
+        super().__init__(leader, others, admission, memory, session, signer)
+        self.digest, self.owners, self.draw, self.device = digest, owners, draw, device
         self._free = room(device)  # before anything of this session is there
         self.programs: Programs = {} if programs is None else programs
-        self.admission = admission or Unlimited()
-        self._waited = 0.0  # seconds, for room at the leader: these are not what correlations take
+        self._states = KeptStates(device)
+        self._tuples: TupleDealer | None = None
 
-    def serve(self, on_query: Callable[[int, float], None] | None = None, idle: float | None = None) -> None:
-        """Answer the leader's requests until it says goodbye. `idle`: seconds it may be silent between queries.
-
-        `on_query` gets the number and the seconds of each. Errors: `PeerError`.
-        """
-        mine = read_seed(self.leader)
-        try:
-            seeds = [mine, *self.others()]
-        except SeedError as error:  # for example after a restart of this dealer: a new session is enough
-            raise PeerGone("client", "cannot be dealt to", str(error)) from None
-        program = self.programs.get(self.digest) or self._fetch_program()
-        parts = BackgroundTask(lambda: self._correlations(program), "layout").result([self.leader], "program")
+    def set_up(self) -> SessionNotes:
+        self._seeds = [read_seed(self.leader), *self.others()]
+        program = self._program = self.programs.get(self.digest) or self._fetch_program()
+        parts = BackgroundTask(lambda: self._correlations(program), "layout")
+        self._parts = parts.result([self.leader], "program")
         shapes = program.weight_shapes()
         self.leader.send_message({"need": "weights"})
-        weights = WeightMasks(read_keys(self.leader.recv(len(shapes) * SEED_BYTES), shapes), shapes, self.device)
+        self._weights = WeightMasks(read_keys(self.leader.recv(len(shapes) * SEED_BYTES), shapes), shapes, self.device)
         self.leader.send_message({"dealing": True})
-        tuples = None if self.owners is None else TupleDealer(self.leader, seeds, TUPLE_BYTES)
-        least, states, notes = 0, KeptStates(self.device), SessionNotes(program, self.session)
-        for message in requests(self.leader, idle):
-            if message == REQUEST:
-                vouch_as_dealer(self.leader, self.signer, notes)
-                continue
-            if tuples is not None and "tuple" in message:
-                tuples.deal(message)
-                continue
-            number = read_number(self.leader, message, "query", least)
-            part_run = read(self.leader, PartRun, message.get("turn", {}))
-            if not may_run(program, part_run):
-                raise out_of_place(self.leader)
-            correlations = self._bounded(parts[part_run.part].of_runs(part_run.runs))
-            with refusing(self.leader):
-                with self.admission.slot(number, lambda place: self.leader.send_message({"queued": place})):
-                    least = number + 1
-                    self.leader.send_message({"deal": number})
-                    started, self._waited = time.perf_counter(), 0.0
-                    streams = [masks(query_key(seed, number), self.device) for seed in seeds]
-                    states.truncate(part_run.rows)
-                    corrections = Corrections(self.leader, correlations.layout, self._room)
-                    correlations.deal(streams, corrections, weights, states)
-                    if program.audits:
-                        self.leader.send(draw_card(program, query_key(seeds[1], number), self.draw))
-                    seconds = time.perf_counter() - started - self._waited
-                    self.leader.send_message({"dealt": number, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
-                notes.queries += 1
-                if on_query:
-                    on_query(number, seconds)
+        if self.owners is not None:
+            self._tuples = TupleDealer(self.leader, self._seeds, TUPLE_BYTES)
+        return SessionNotes(program, self.session)
+
+    def asked(self, message: dict[str, Any], least: int) -> DealRequest | None:
+        if self._tuples is not None and "tuple" in message:
+            self._tuples.deal(message)
+            return None
+        number = read_number(self.leader, message, "query", least)
+        part_run = read(self.leader, PartRun, message.get("turn", {}))
+        if not may_run(self._program, part_run):
+            raise out_of_place(self.leader)
+        correlations = self._bounded(self._parts[part_run.part].of_runs(part_run.runs))
+        return DealRequest(number, 1, lambda: self._deal(number, part_run, correlations))
+
+    def _deal(self, number: int, part_run: PartRun, correlations: Correlations) -> None:
+        streams = [masks(query_key(seed, number), self.device) for seed in self._seeds]
+        self._states.truncate(part_run.rows)
+        corrections = Corrections(self.leader, correlations.layout, self._room)
+        correlations.deal(streams, corrections, self._weights, self._states)
+        if self._program.audits:
+            self.leader.send(draw_card(self._program, query_key(self._seeds[1], number), self.draw))
 
     def _room(self, ahead: int, total: int) -> None:
         """Wait until the leader has room for the next piece of corrections."""

@@ -22,7 +22,6 @@ from ...protocols.seeds import new_seed
 from ..config import UseSpool
 from ..receipts.statement import SessionFacts, SignedStatement, Signer
 from ..transport.frames import printable
-from .compute_slots import LimitReached, SlotsBusy
 from .delegation import (
     MOST_RUNS,
     MOST_SEQUENCES,
@@ -41,7 +40,17 @@ from .delegation import (
     stored_for,
 )
 from .ledger import Entry
-from .messages import Waiting, amount, goodbye, out_of_place, read_missing, receive_expected, receive_for_query
+from .messages import (
+    LimitReached,
+    SlotsBusy,
+    Waiting,
+    amount,
+    goodbye,
+    out_of_place,
+    read_missing,
+    receive_expected,
+    receive_for_query,
+)
 from .online import Answer, Progress, Timings, peak_rss_mb
 from .preprocessed import BackgroundTask, query_key
 from .spool import Proposals, Ref, Spool, SpoolError

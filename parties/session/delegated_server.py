@@ -1,4 +1,4 @@
-"""The server in one delegated session: products of public weights with noise."""
+"""Server and dealer in one delegated session: products of public weights with noise."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from ...protocols.channel import Channel, Meter
 from ...protocols.delegated.arithmetic import linear32, pack_ring, ring_bytes, unpack_ring
 from ...protocols.seeds import new_seed
 from ..receipts.statement import Signer
-from .compute_slots import ComputeSlots, Unlimited
-from .dealing import Replay
+from .dealing import DealRequest, Replay, SessionDealer
 from .delegation import (
     MEMORY_BYTES,
     MOST_SEQUENCES,
@@ -30,14 +29,26 @@ from .delegation import (
     PublicWeights,
     Store,
     corrections_bytes,
+    deal,
     parts_of,
     receive_dealt,
     row_of,
     stored_for,
 )
-from .messages import amount, out_of_place, read, read_number, receive_expected, receive_for_query, refusing, requests
+from .messages import (
+    ComputeSlots,
+    Unlimited,
+    amount,
+    out_of_place,
+    read,
+    read_number,
+    receive_expected,
+    receive_for_query,
+    refusing,
+    requests,
+)
 from .online import OnQuery, Timings, peak_rss_mb
-from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, TaskQueue
+from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, TaskQueue, query_key
 from .spool import Missing, Ref, Spool, SpoolError, answer_proposal
 from .vouching import REQUEST, vouch_as_server
 
@@ -324,3 +335,39 @@ class DelegatedServer:
             return DealtBlock(corrections, time.perf_counter() - started, {})
 
         return self._background.begin(load, "spool")
+
+
+class DelegatedDealer(SessionDealer):
+    """It sees no text. `take_seed`: returns the seed that the client left, once; the rest as of SessionDealer."""
+
+    begins = "dealing"
+
+    def __init__(
+        self,
+        weights: PublicWeights,
+        server: Channel,
+        take_seed: Callable[[], Sequence[bytes]],
+        *,
+        admission: ComputeSlots | None = None,
+        memory: float = MEMORY_BYTES,
+        session: str = "",
+        signer: Signer | None = None,
+    ) -> None:
+        super().__init__(server, take_seed, admission, memory, session, signer)
+        self.weights = weights
+        self._certificate = getattr(getattr(server, "certificate", None), "fingerprint", "")
+
+    def set_up(self) -> DelegatedNotes:
+        (self._seed,) = self.others()
+        return DelegatedNotes(self.weights.manifest, self.session)
+
+    def asked(self, message: dict[str, Any], least: int) -> DealRequest:
+        wanted = read(self.leader, Deal, message)
+        first = read_number(self.leader, {"deal": wanted.deal}, "deal", least)
+        sequence = self.weights.checked(self.leader, wanted.calls, wanted.runs, self.memory)
+        return DealRequest(first, wanted.runs, lambda: self._deal(range(first, first + wanted.runs), sequence))
+
+    def _deal(self, numbers: Sequence[int], sequence: GroupCalls) -> None:
+        keys = [query_key(self._seed, number) for number in numbers]
+        for corrections in deal(self.weights, keys, self._certificate, sequence):
+            self.leader.send(corrections)

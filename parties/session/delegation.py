@@ -1,4 +1,4 @@
-"""Messages of delegated sessions, what server and dealer check of them before anything is made, and the dealer.
+"""Messages of delegated sessions, and what server and dealer check of them before anything is made.
 
     client -> server   {"declare": k, "calls": [[group, rows], ...]}     a sequence of calls, k counts up
                        {"query": n, "sequence": k, "runs": c, "ahead": {...}}
@@ -25,8 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
@@ -39,16 +38,12 @@ from ...models.delegated.manifest import Manifest
 from ...models.delegated.sequences import GroupCalls
 from ...protocols.channel import Channel
 from ...protocols.delegated.arithmetic import PassMasks, linear32, pack_ring, ring_bytes, unpack_ring
-from ...protocols.errors import PeerGone, PeerProtocolError
+from ...protocols.errors import PeerProtocolError
 from ...protocols.wire import wire_bytes
-from ..receipts.statement import Signer
-from .compute_slots import ComputeSlots, Unlimited
-from .messages import Message, read, read_number, refusing, requests
-from .online import peak_rss_mb
-from .preprocessed import GB, query_key
-from .rendezvous_two import SeedError
+from .messages import Message
+from .preprocessed import GB
 from .spool import Number, Ref
-from .vouching import REQUEST, SessionNotes, vouch_as_dealer
+from .vouching import SessionNotes
 
 ADVERSARY = "parties that deviate in any way, as long as server and dealer do not collude; answers are checked"
 PROTOCOL = "delegated"
@@ -202,56 +197,3 @@ def memory_bytes(sizes: Sequence[tuple[int, int]], sequence: GroupCalls) -> int:
     """Bytes that one pass takes at most at once: the server holds its corrections, and the dealer a call's masks."""
     masks = max(rows * max(sizes[group]) for group, rows in sequence)
     return HELD_BYTES * max(masks, sum(rows * sizes[group][1] for group, rows in sequence))
-
-
-class DelegatedDealer:
-    """The dealer's end of one session, on the server's connection, after the hello. It sees no text.
-
-    take_seed   returns the seed that the client left, once. Errors: `SeedError`
-    memory      bytes that the corrections of one request may take
-    session     the session's id; `signer`: signs what the dealer vouches for
-    """
-
-    def __init__(
-        self,
-        weights: PublicWeights,
-        server: Channel,
-        take_seed: Callable[[], Sequence[bytes]],
-        *,
-        admission: ComputeSlots | None = None,
-        memory: float = MEMORY_BYTES,
-        session: str = "",
-        signer: Signer | None = None,
-    ) -> None:
-        self.session, self.signer = session, signer
-        self.weights, self.server, self._take_seed, self.memory = weights, server, take_seed, memory
-        self.admission = admission or Unlimited()
-        self._certificate = getattr(getattr(server, "certificate", None), "fingerprint", "")
-
-    def serve(self, on_query: Callable[[int, float], None] | None = None, idle: float | None = None) -> None:
-        """Deal until the server says goodbye. Each number is dealt once. Errors: `PeerError`."""
-        try:
-            (seed,) = self._take_seed()
-        except SeedError as error:  # for example after a restart of this dealer: a new session is enough
-            raise PeerGone("client", "cannot be dealt to", str(error)) from None
-        least, notes = 0, DelegatedNotes(self.weights.manifest, self.session)
-        for message in requests(self.server, idle):
-            if message == REQUEST:
-                vouch_as_dealer(self.server, self.signer, notes)
-                continue
-            asked = read(self.server, Deal, message)
-            first = read_number(self.server, {"deal": asked.deal}, "deal", least)
-            sequence = self.weights.checked(self.server, asked.calls, asked.runs, self.memory)
-            with refusing(self.server):
-                with self.admission.slot(first, lambda place: self.server.send_message({"queued": place})):
-                    least = first + asked.runs
-                    self.server.send_message({"dealing": first})
-                    started = time.perf_counter()
-                    keys = [query_key(seed, number) for number in range(first, least)]
-                    for corrections in deal(self.weights, keys, self._certificate, sequence):
-                        self.server.send(corrections)
-                    seconds = time.perf_counter() - started
-                    self.server.send_message({"dealt": first, "seconds": seconds, "peak_rss_mb": peak_rss_mb()})
-                notes.queries += asked.runs
-                if on_query:
-                    on_query(first, seconds)

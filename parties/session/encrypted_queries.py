@@ -32,8 +32,7 @@ from ...protocols.ckks.facts import CircuitNeeds, Item
 from ...protocols.ckks.isolated import Isolated, IsolatedEnded, Say, pack, unpack
 from ...protocols.ckks.sealed import SealedError, check_sealed
 from ...protocols.errors import PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
-from .compute_slots import ComputeSlots
-from .messages import Message, Waiting, goodbye, out_of_place, read, receive_expected, refusing, requests
+from .messages import ComputeSlots, Message, Waiting, goodbye, out_of_place, read, receive_expected, refusing, requests
 from .online import OnQuery, Timings, peak_rss_mb, rss_mb
 from .spool import Number
 

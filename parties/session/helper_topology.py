@@ -32,25 +32,26 @@ from torch import Tensor
 
 from ...models.program.pricing import price
 from ...models.program.program import Program
-from ...models.program.two_server import answer_layout, for_two_servers, input_layout, is_for_two_servers
+from ...models.program.two_server import answer_layout, for_two_servers, input_layout
 from ...protocols.beaver.owner import Layout, join, layout_bytes, pack_shares, seed_shares, split, unpack_shares
 from ...protocols.channel import Channel, Meter
-from ...protocols.errors import PeerError, PeerGone, PeerProtocolError, PeerRefused
+from ...protocols.errors import PeerError, PeerGone, PeerProtocolError
 from ...protocols.operations.reveal import RevealedRows
 from ...protocols.streams import new_seed
 from ..receipts.statement import SessionFacts, SignedStatement
-from ..transport.frames import send_error
 from ..transport.handshake import Address, abort, meet, new_session
-from .compute_slots import ComputeSlots, SlotsBusy, Unlimited
 from .masked_weights import PublicPart, constants_of
 from .messages import (
     ONE_RUN,
     Announce,
+    ComputeSlots,
     Handed,
     PartRun,
     Runs,
     Seed,
     Shares,
+    SlotsBusy,
+    Unlimited,
     Waiting,
     amount,
     goodbye,
@@ -61,8 +62,7 @@ from .messages import (
     refusing,
     requests,
 )
-from .online import Answer, OnQuery, Progress, Timings, peak_rss_mb
-from .part_runs import QueryingParty, check_runs, rows_of_a_run
+from .online import Answer, OnQuery, Progress, QueryingParty, Timings, check_runs, peak_rss_mb, rows_of_a_run
 from .preprocessed import BackgroundTask
 from .rendezvous_two import my_hello
 from .two_party_client import ClientParty
@@ -236,21 +236,6 @@ class OwnerShares:
         self.owner.send_message({"answer": self._count})
         self.owner.send(pack_shares(shares, answer_layout(self.program.part(part), revealed)))
         self._count += 1
-
-
-def part_of(channel: Channel, program: Program) -> str:
-    """What a peer that asks for `program` does at the server: "party" (computes, as P1) or "owner" (sends shares).
-
-    Errors: `PeerRefused` if its role does not fit the program; the peer gets the reason.
-    """
-    if is_for_two_servers(program):
-        return "party" if channel.peer == "helper" else "owner"
-    if channel.peer == "client":
-        return "party"
-    what = f"is a {channel.peer}, and this program's data owner takes part itself"
-    error = PeerRefused(channel.peer, what, "choose the same topology for all parties")
-    send_error(channel, error)
-    raise error
 
 
 T = TypeVar("T")

@@ -35,8 +35,7 @@ from ...protocols.streams import new_seed
 from .dealing import RemoteDealer, tuple_masks
 from .masked_weights import Served, constants_of, placement
 from .messages import PartRun, amount, patient, read, read_number, receive_expected, receive_for_query
-from .online import Answer, Progress, run_online
-from .part_runs import check_runs, rows_of_a_run
+from .online import Answer, Progress, check_runs, rows_of_a_run, run_online
 from .parties import LEADER, Parties
 from .preprocessed import BackgroundTask, RunBlock, masks, query_key
 from .weight_transfer import ReceivedWeights, send_weights

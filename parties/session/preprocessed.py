@@ -25,7 +25,7 @@ from ...protocols.devices import CPU
 from ...protocols.errors import BlindformerError
 from ...protocols.streams import Stream, derive
 from .messages import PartRun
-from .part_runs import rows_of_a_run
+from .online import rows_of_a_run
 from .spool import Ref
 
 T = TypeVar("T")

@@ -23,9 +23,10 @@ from typing import Any, NamedTuple, Protocol
 from ...models.program.program import Program
 from ...models.program.two_server import for_audits, for_two_servers, is_for_two_servers
 from ...protocols.channel import Channel
-from ...protocols.errors import BlindformerError, PeerProtocolError
+from ...protocols.errors import BlindformerError, PeerProtocolError, PeerRefused
 from ...versions import spoken_version
 from ..config import SessionSection
+from ..transport.frames import send_error
 from ..transport.handshake import Address, Hello, greet, introduce, make_hello
 from ..transport.stream import StreamChannel
 from .messages import SAME_VERSION, read_seed, receive_expected
@@ -49,6 +50,21 @@ def my_hello(program: Program, role: str, session: str = "", protocol: str = "be
     topology, audits = "helper" if is_for_two_servers(program) else "dealer", rate_in_words(program.audits)
     about = {"topology": topology, "ring": program.ring, "plan": program.plan, "audits": audits}
     return make_hello(role, protocol, program.hash(), session, config, **about)
+
+
+def part_of(channel: Channel, program: Program) -> str:
+    """What a peer that asks for `program` does at the server: "party" (computes, as P1) or "owner" (sends shares).
+
+    Errors: `PeerRefused` if its role does not fit the program; the peer gets the reason.
+    """
+    if is_for_two_servers(program):
+        return "party" if channel.peer == "helper" else "owner"
+    if channel.peer == "client":
+        return "party"
+    what = f"is a {channel.peer}, and this program's data owner takes part itself"
+    error = PeerRefused(channel.peer, what, "choose the same topology for all parties")
+    send_error(channel, error)
+    raise error
 
 
 REMEMBERED = 4096  # sessions that have had their seed

@@ -42,8 +42,7 @@ from .messages import (
     receive_expected,
     receive_for_query,
 )
-from .online import Answer, Progress, Timings, run_online
-from .part_runs import QueryingParty
+from .online import Answer, Progress, QueryingParty, Timings, run_online
 from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, Coming, Pace, RunBlock, TaskQueue, masks, query_key
 from .spool import Proposals, Ref, Spool, SpoolError
 from .vouching import SessionNotes, vouched_for

@@ -22,7 +22,6 @@ from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..receipts.statement import Signer
 from .audits import AuditedRun, AuditToken, receive_card
-from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
 from .helper_topology import OwnerShares
 from .ledger import Entry
@@ -30,8 +29,10 @@ from .masked_weights import Served, constants_of
 from .messages import (
     Announce,
     Ask,
+    ComputeSlots,
     PartRun,
     Precompute,
+    Unlimited,
     amount,
     out_of_place,
     read,
@@ -40,8 +41,7 @@ from .messages import (
     refusing,
     requests,
 )
-from .online import OnQuery, Timings, run_online
-from .part_runs import check_runs, count_of, rows_of_a_run
+from .online import OnQuery, Timings, check_runs, count_of, rows_of_a_run, run_online
 from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, Coming, Pace, RunBlock, TaskQueue, query_key
 from .spool import Missing, Ref, Spool, SpoolError, answer_proposal
 from .vouching import REQUEST, SessionNotes, vouch_as_server

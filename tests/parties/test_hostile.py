@@ -20,8 +20,8 @@ import psutil
 import pytest
 from blindformer.parties.service.control import REPORTS as REPORT_KINDS
 from blindformer.parties.service.control import BrokenControl, Lines, parse_report
-from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
 from blindformer.parties.session.dealing import DealerParty
+from blindformer.parties.session.messages import LimitReached, SlotsBusy
 from blindformer.parties.session.spool import SpoolError
 from blindformer.parties.transport.frames import MESSAGE, TENSOR, pack_header
 from blindformer.protocols.errors import PeerError

@@ -8,7 +8,7 @@ import pytest
 PROGRAM = """
 import ctypes, resource, sys, threading
 
-from blindformer.parties.tuning import keep_freed_memory
+from blindformer.cores import keep_freed_memory
 
 if "keep" in sys.argv:
     keep_freed_memory()

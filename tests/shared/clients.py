@@ -20,7 +20,7 @@ from blindformer.models.artifacts import load_client
 from blindformer.models.compile import AnswerOutOfRange, decode_outputs
 from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.config import UseSpool
-from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.messages import SlotsBusy
 from blindformer.parties.session.online import Progress
 from blindformer.parties.session.rendezvous_two import my_hello, seed_dealer
 from blindformer.parties.session.spool import Spool

@@ -24,8 +24,7 @@ from blindformer.parties.client.session import PartyAddresses
 from blindformer.parties.client.sessions import Sessions
 from blindformer.parties.client.two_party import open_session
 from blindformer.parties.config import load_settings
-from blindformer.parties.session.online import Progress
-from blindformer.parties.session.part_runs import OnPass
+from blindformer.parties.session.online import OnPass, Progress
 from blindformer.parties.session.spool import Spool
 from blindformer.protocols.clear import ClearEngine
 from safetensors.torch import load_file, save_file

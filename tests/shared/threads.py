@@ -18,12 +18,12 @@ from blindformer.models.delegated.manifest import DelegatedModel
 from blindformer.models.program.program import Program
 from blindformer.parties.client.two_party import TwoPartySession
 from blindformer.parties.session.audits import Draw, client_kind, is_drawn
-from blindformer.parties.session.compute_slots import ComputeSlots, Unlimited
 from blindformer.parties.session.dealing import DealerParty
 from blindformer.parties.session.delegated_client import DelegatingClient
-from blindformer.parties.session.delegated_server import DelegatedServer
-from blindformer.parties.session.delegation import PROTOCOL, DelegatedDealer, PublicWeights
+from blindformer.parties.session.delegated_server import DelegatedDealer, DelegatedServer
+from blindformer.parties.session.delegation import PROTOCOL, PublicWeights
 from blindformer.parties.session.masked_weights import Served
+from blindformer.parties.session.messages import ComputeSlots, Unlimited
 from blindformer.parties.session.online import Progress
 from blindformer.parties.session.rendezvous_two import MemorySeeds, left_for, my_hello, receive_seed
 from blindformer.parties.session.two_party_server import ServerParty

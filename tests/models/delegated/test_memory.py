@@ -9,7 +9,7 @@ from blindformer.models.delegated.part import DelegatedPart, delegated_part
 from blindformer.models.delegated.sequences import DelegationError, check_weights, groups_within, read_memory
 from blindformer.models.loading.load import load
 from blindformer.models.program.pricing import NETWORKS
-from blindformer.parties.reports.delegated import price_of_pass
+from blindformer.parties.reports.estimate import price_of_pass
 from blindformer.tests.models.delegated.conftest import Integers
 from blindformer.tests.shared.tiny import tiny_llama
 from torch import Tensor, nn

@@ -8,7 +8,7 @@ from blindformer.models.generation.decoder import conversation
 from blindformer.models.generation.parts import compile_cross, size_of, source_parts
 from blindformer.models.generation.rows import KVState, room, run_clear
 from blindformer.parties.session.messages import PartRun
-from blindformer.parties.session.part_runs import count_of, may_reveal, may_run
+from blindformer.parties.session.online import count_of, may_reveal, may_run
 
 WORDS, START = 64, 2
 WIDE = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 4,

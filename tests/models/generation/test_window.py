@@ -4,7 +4,7 @@ import pytest
 import torch
 from blindformer.models.generation.decoder import Decoder, GenerationError, conversation
 from blindformer.models.generation.rows import MAX_ROLLBACK_ROWS, KVState, behind, room, run_clear, window
-from blindformer.parties.session.part_runs import part_run, passes
+from blindformer.parties.session.online import part_run, passes
 from blindformer.tests.models.generation.conftest import PREFIX, WINDOW, small, some
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.threads import ThreadParties

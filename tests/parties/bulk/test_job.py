@@ -19,7 +19,7 @@ from blindformer.parties.bulk.askers import WRITTEN, BatchAnswers, BulkError, Ro
 from blindformer.parties.bulk.job import BulkJob
 from blindformer.parties.client.canaries import Canaries, CanaryReport
 from blindformer.parties.client.result import Result
-from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.messages import SlotsBusy
 from blindformer.protocols.errors import BlindformerError, PeerGone, PeerRefused
 from hypothesis import given
 from hypothesis import strategies as st

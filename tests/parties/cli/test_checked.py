@@ -9,7 +9,7 @@ import shutil
 import pytest
 from blindformer.models.loading import load
 from blindformer.parties import retired
-from blindformer.parties.cli import chat, compile, estimate, evaluate, query, run, steps, tune
+from blindformer.parties.cli import chat, compile, estimate, evaluate, query, run, steps
 from blindformer.parties.cli.commands import IN_FILE, Needs, Without
 from blindformer.parties.config import Settings, key_of
 from blindformer.tests.pages import command_line, leaves
@@ -147,7 +147,7 @@ def test_what_can_be_seen_before_is_said_before_anything_is_loaded(refused, monk
     """Not even libraries."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(steps, "loading", None)
-    for command in (run, query, chat, evaluate, tune, estimate, compile):
+    for command in (run, query, chat, evaluate, estimate, compile):
         monkeypatch.setattr(command, "loading", None, raising=False)
     assert line in refused(*words.split(" "))
 

@@ -9,7 +9,7 @@ import pytest
 from blindformer.parties.client import sessions as sessions_module
 from blindformer.parties.client.session import ClientError, Session
 from blindformer.parties.client.sessions import CLOSING_PAUSE, REOPEN_SECONDS, Sessions
-from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.messages import SlotsBusy
 from blindformer.protocols.errors import PeerDropped, PeerGone, PeerRefused
 
 GONE = PeerGone("server", "closed the connection", "see its log")

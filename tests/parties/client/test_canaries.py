@@ -27,7 +27,7 @@ from blindformer.parties.client.canaries import (
 )
 from blindformer.parties.client.client import LocalClient
 from blindformer.parties.client.local import ClearSession, find_local
-from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.messages import SlotsBusy
 from blindformer.parties.transport.frames import MESSAGE
 from blindformer.protocols.errors import PeerRefused
 from blindformer.tests.shared.threads import ThreadParties

@@ -21,7 +21,7 @@ from blindformer.parties.cli.app import app
 from blindformer.parties.client.delegated import DelegatedSession
 from blindformer.parties.client.private_head import PrivateHeadModel, private_head
 from blindformer.parties.client.session import ClientError
-from blindformer.parties.session.compute_slots import LimitReached
+from blindformer.parties.session.messages import LimitReached
 from blindformer.tests.shared.deployment import Deployment
 from torch import Tensor, nn
 from typer.testing import CliRunner

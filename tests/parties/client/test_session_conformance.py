@@ -30,7 +30,7 @@ from blindformer.parties.client.local import ClearSession, LocalParties, find_lo
 from blindformer.parties.client.local_n_party import LocalNParty
 from blindformer.parties.client.session import ClientError, Session
 from blindformer.parties.launch.processes import LaunchError
-from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.messages import SlotsBusy
 from blindformer.parties.session.parties import numbered
 from blindformer.protocols.errors import PeerError
 from blindformer.tests.gpu import pretended

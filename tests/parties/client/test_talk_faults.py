@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import psutil
 import pytest
-from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.messages import SlotsBusy
 from blindformer.protocols.errors import PeerGone
 from blindformer.tests.parties.service.helped import Helped
 from blindformer.tests.patience import PATIENCE

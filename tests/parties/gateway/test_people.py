@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from blindformer.parties.config import load_settings
+from blindformer.parties.gateway.access import OWNER, People, add_key, read_keys, remove_key
 from blindformer.parties.gateway.model_pool import ConversationSlot
-from blindformer.parties.gateway.people import OWNER, People, add_key, read_keys, remove_key
 from blindformer.parties.gateway.problems import ApiError, GatewayError
 from blindformer.tests.parties.gateway.conftest import running
 from blindformer.tests.shared.deployment import eventually

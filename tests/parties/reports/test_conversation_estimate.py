@@ -6,7 +6,7 @@ from blindformer.models.generation.folder import compile_chat_folder
 from blindformer.models.generation.rows import KVState
 from blindformer.models.program.pricing import Network
 from blindformer.parties.reports.estimate import estimate, estimate_conversation
-from blindformer.parties.session.part_runs import passes
+from blindformer.parties.session.online import passes
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.models.generation.conftest import PREFIX, compiled, model, some  # noqa: F401
 from blindformer.tests.patience import PATIENCE

@@ -8,8 +8,7 @@ import socket
 
 import pytest
 from blindformer.parties.service.child import Stopping, abort_on_error, become_child, error_location
-from blindformer.parties.session.compute_slots import SlotsBusy
-from blindformer.parties.session.messages import receive_expected
+from blindformer.parties.session.messages import SlotsBusy, receive_expected
 from blindformer.protocols.errors import CorrelationError, PeerError, PeerGone, PeerProtocolError
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.memory import memory_pair

@@ -14,8 +14,8 @@ from blindformer.models.program.two_server import for_two_servers, owner_traffic
 from blindformer.parties.certificates.issuing import add_certificate
 from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.service.quota import Quota
-from blindformer.parties.session.compute_slots import LimitReached
 from blindformer.parties.session.helper_topology import ask_two_servers
+from blindformer.parties.session.messages import LimitReached
 from blindformer.parties.session.rendezvous_two import my_hello
 from blindformer.parties.transport.handshake import meet, new_session
 from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerRefused

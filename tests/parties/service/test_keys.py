@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from blindformer.parties.service.encrypted import KeyStore
-from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.messages import SlotsBusy
 from blindformer.protocols.ckks.facts import CircuitNeeds, most
 from blindformer.protocols.ckks.parameters import insecure_parameters
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 from blindformer.models.building import compile_folder
-from blindformer.parties.session.compute_slots import LimitReached
+from blindformer.parties.session.messages import LimitReached
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.deployment import Address, Deployment
 

@@ -10,7 +10,7 @@ import pytest
 from blindformer.parties.config import ServerSection
 from blindformer.parties.service import quota as quota_module
 from blindformer.parties.service.quota import FILE, SLOTS, Quota, QuotaError, quota_of
-from blindformer.parties.session.compute_slots import LimitReached
+from blindformer.parties.session.messages import LimitReached
 from blindformer.protocols.forks import fork
 from blindformer.tests.parties.service.clock import Clock
 from blindformer.tests.shared.processes import alone

@@ -7,7 +7,7 @@ import threading
 import pytest
 from blindformer.models.program.two_server import for_two_servers, owner_traffic
 from blindformer.parties.service.helper import OWNER, SESSION, Rendezvous, relay, serve_owner
-from blindformer.parties.session.compute_slots import LimitReached
+from blindformer.parties.session.messages import LimitReached
 from blindformer.protocols.errors import (
     BlindformerError,
     PeerError,

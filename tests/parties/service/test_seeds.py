@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from blindformer.parties.service.control import Introduced, Keep, Take
-from blindformer.parties.service.dealer import PassedSeeds
+from blindformer.parties.service.two_party import PassedSeeds
 from blindformer.tests.parties.service.clock import Clock
 
 PROGRAM, SEED = "99" * 32, "5e" * 32

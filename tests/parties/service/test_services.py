@@ -19,7 +19,7 @@ from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.config import SessionSection
 from blindformer.parties.service.quota import Quota
 from blindformer.parties.session.audits import client_kind
-from blindformer.parties.session.compute_slots import LimitReached
+from blindformer.parties.session.messages import LimitReached
 from blindformer.parties.session.rendezvous_two import agreed_program, my_hello, seed_dealer
 from blindformer.parties.transport.handshake import PeerFacts, meet, new_session, probe
 from blindformer.parties.transport.tls import dial

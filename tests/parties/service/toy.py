@@ -18,7 +18,7 @@ from blindformer.parties.service.child import Stopping
 from blindformer.parties.service.logs import Log
 from blindformer.parties.service.metrics import Exporter
 from blindformer.parties.service.service import Service
-from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.messages import SlotsBusy
 from blindformer.protocols.errors import PeerProtocolError
 
 HELLO = b"\x16\x03\x01\x00\x05hello"

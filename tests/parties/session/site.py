@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from blindformer.models.program.interpreter import interpret
-from blindformer.parties.session.compute_slots import ComputeSlots, SlotsBusy
 from blindformer.parties.session.helper_topology import HelperParty, OwnerParty, OwnerShares
 from blindformer.parties.session.masked_weights import Served
+from blindformer.parties.session.messages import ComputeSlots, SlotsBusy
 from blindformer.parties.session.n_party import Party, PartyModel
 from blindformer.parties.session.online import Answer, OnQuery, Timings
 from blindformer.parties.session.parties import Parties

@@ -17,7 +17,7 @@ from blindformer.models.program.program import Program, ProgramError
 from blindformer.models.program.two_server import audit_traffic, for_audits, input_layout
 from blindformer.parties.reports.report import who_learned_what
 from blindformer.parties.session.audits import AuditedClient, AuditedRun, draw_card, is_drawn
-from blindformer.parties.session.compute_slots import LimitReached
+from blindformer.parties.session.messages import LimitReached
 from blindformer.parties.session.preprocessed import masks
 from blindformer.parties.session.rendezvous_two import my_hello, rate_in_words
 from blindformer.parties.session.spool import Spool

@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.program import Instruction, Program
-from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.dealing import DealerParty, TupleDealer
+from blindformer.parties.session.messages import SlotsBusy
 from blindformer.parties.session.rendezvous_two import MemorySeeds, my_hello, receive_seed
 from blindformer.protocols.crypten.calls import layout
 from blindformer.protocols.crypten.tuples import Request

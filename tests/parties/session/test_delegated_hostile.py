@@ -11,8 +11,8 @@ import pytest
 import torch
 from blindformer.parties.session import delegated_client, delegated_server, delegation
 from blindformer.parties.session.delegated_client import DelegatingClient
-from blindformer.parties.session.delegated_server import BLOCKS, DelegatedServer
-from blindformer.parties.session.delegation import MOST_CALLS, MOST_RUNS, MOST_SEQUENCES, DelegatedDealer, PublicWeights
+from blindformer.parties.session.delegated_server import BLOCKS, DelegatedDealer, DelegatedServer
+from blindformer.parties.session.delegation import MOST_CALLS, MOST_RUNS, MOST_SEQUENCES, PublicWeights
 from blindformer.parties.session.spool import Spool
 from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError
 from blindformer.tests.parties.session.delegated_site import OUT, WIDE, DelegatedSite, small

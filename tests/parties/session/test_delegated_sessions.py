@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from blindformer.parties.session import delegated_client, delegation
-from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
 from blindformer.parties.session.delegated_client import BLOCK_RUNS
 from blindformer.parties.session.delegation import MANY
+from blindformer.parties.session.messages import LimitReached, SlotsBusy
 from blindformer.parties.transport.handshake import new_session
 from blindformer.protocols.delegated import RINGS
 from blindformer.protocols.delegated.arithmetic import PassMasks

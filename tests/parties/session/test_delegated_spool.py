@@ -14,10 +14,10 @@ import torch
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.receipts.statement import Signer
 from blindformer.parties.session import delegated_client
-from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.delegated_server import DelegatedServer
 from blindformer.parties.session.delegation import PublicWeights, corrections_bytes
 from blindformer.parties.session.ledger import Entry, Ledger
+from blindformer.parties.session.messages import SlotsBusy
 from blindformer.parties.session.spool import Spool, SpoolError
 from blindformer.protocols.errors import PeerDeviated, PeerError, PeerGone
 from blindformer.tests.parties.session.delegated_site import WIDE, DelegatedSite

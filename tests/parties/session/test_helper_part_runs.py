@@ -12,7 +12,7 @@ from blindformer.models.generation.rows import KVState, run_clear
 from blindformer.models.program.pricing import price
 from blindformer.models.program.two_server import for_two_servers, owner_traffic
 from blindformer.parties.session.messages import PartRun
-from blindformer.parties.session.part_runs import part_run, passes
+from blindformer.parties.session.online import part_run, passes
 from blindformer.protocols.errors import PeerError, PeerProtocolError
 from blindformer.tests.models.generation.conftest import PREFIX, some
 from blindformer.tests.models.generation.test_cross import START, answers, small, source

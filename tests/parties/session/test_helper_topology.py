@@ -12,8 +12,9 @@ from blindformer.models.compile import decode_outputs
 from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
 from blindformer.models.program.two_server import for_two_servers, owner_traffic
-from blindformer.parties.session.compute_slots import SlotsBusy
-from blindformer.parties.session.helper_topology import HelperParty, OwnerShares, part_of
+from blindformer.parties.session.helper_topology import HelperParty, OwnerShares
+from blindformer.parties.session.messages import SlotsBusy
+from blindformer.parties.session.rendezvous_two import part_of
 from blindformer.protocols.clear import ClearEngine
 from blindformer.protocols.errors import PeerError, PeerProtocolError, PeerRefused
 from blindformer.tests.models.conftest import make

@@ -9,7 +9,7 @@ from blindformer.models.program.interpreter import interpret
 from blindformer.models.program.pricing import price
 from blindformer.parties.client.client import Client
 from blindformer.parties.client.local import ClearSession
-from blindformer.parties.session.part_runs import passes
+from blindformer.parties.session.online import passes
 from blindformer.protocols.beaver.engine import OfflineEngine
 from blindformer.protocols.beaver.source import CountingSource
 from blindformer.protocols.errors import BlindformerError

@@ -6,11 +6,10 @@ import pytest
 import torch
 from blindformer.models.generation.rows import KVState, run_clear
 from blindformer.parties.session import preprocessed
-from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.dealing import DealerParty
-from blindformer.parties.session.messages import Announce, Ask, PartRun, Runs
+from blindformer.parties.session.messages import Announce, Ask, PartRun, Runs, SlotsBusy
 from blindformer.parties.session.n_party import PartyModel
-from blindformer.parties.session.part_runs import part_run, passes
+from blindformer.parties.session.online import part_run, passes
 from blindformer.parties.session.two_party_server import ServerParty
 from blindformer.protocols.beaver import source
 from blindformer.protocols.errors import PeerError, PeerProtocolError

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 from blindformer.models.program.pricing import price
-from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
+from blindformer.parties.session.messages import LimitReached, SlotsBusy
 from blindformer.parties.session.spool import Spool
 from blindformer.protocols.errors import PeerError, PeerGone, PeerProtocolError
 from blindformer.tests.parties.session.site import Site, Turnstile

@@ -11,7 +11,7 @@ import pytest
 from blindformer.models.program.pricing import price
 from blindformer.parties.reports.report import AnsweredQuery, phases_in_words, two_party_report
 from blindformer.parties.session import spool as stores
-from blindformer.parties.session.compute_slots import SlotsBusy
+from blindformer.parties.session.messages import SlotsBusy
 from blindformer.parties.session.online import Timings
 from blindformer.parties.session.rendezvous_two import REMEMBERED
 from blindformer.parties.session.spool import Spool, SpoolError

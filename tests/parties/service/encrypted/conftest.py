@@ -19,7 +19,7 @@ from blindformer.parties.certificates.issuing import add_certificate, make_certi
 from blindformer.parties.certificates.tls_folder import client_context
 from blindformer.parties.client.client import EncryptedClient
 from blindformer.parties.config import parse_address
-from blindformer.parties.service.local_options import LocalOptions
+from blindformer.parties.launch import LocalOptions
 from blindformer.parties.session.encrypted_queries import PROTOCOL, EncryptingClient
 from blindformer.parties.transport.handshake import make_hello, meet, new_session
 from blindformer.protocols.ckks.parameters import DEVIATION

@@ -14,8 +14,8 @@ import pytest
 from blindformer.models.artifacts import save
 from blindformer.models.building import compile_lengths
 from blindformer.models.loading.load import load
-from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.encrypted_queries import KeysGone, send_sealed
+from blindformer.parties.session.messages import SlotsBusy
 from blindformer.protocols.errors import PeerError, PeerGone, PeerProtocolError
 from blindformer.tests.parties.service.encrypted.conftest import TEXTS, Site, connect, new_keys, request_of
 from blindformer.tests.patience import PATIENCE

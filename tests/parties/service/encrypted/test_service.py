@@ -16,8 +16,8 @@ from blindformer.models.compile import AnswerOutOfRange
 from blindformer.models.loading.huggingface import InputError
 from blindformer.parties.certificates.issuing import add_certificate, make_certificates, revoke
 from blindformer.parties.service.quota import Quota
-from blindformer.parties.session.compute_slots import LimitReached, SlotsBusy
 from blindformer.parties.session.encrypted_queries import EncryptingClient
+from blindformer.parties.session.messages import LimitReached, SlotsBusy
 from blindformer.parties.transport.stream import StreamChannel
 from blindformer.protocols.ckks.keys import ClientKeys
 from blindformer.protocols.errors import PeerGone, PeerRefused

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from blindformer.parties.service.local_options import LocalOptions
+from blindformer.parties.launch import LocalOptions
 from blindformer.protocols.errors import BlindformerError
 
 
