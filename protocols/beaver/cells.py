@@ -49,7 +49,7 @@ from .gates import (
     number_price,
     through,
 )
-from .lookup import DealerNumbers, Place, keep_numbers, mask_parts
+from .lookup import DealerNumbers, MaskPlace, Place, keep_numbers, mask_place
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
 from .values import Shape, Share, Trace, mask_bytes, of_shape
 
@@ -73,6 +73,37 @@ class ReachedCorrelation:
     mask: BitMask
 
 
+@dataclass(frozen=True)
+class CellBits:
+    """A bit for each cell, set at -r_H: in words of 64, [..., 1, words]."""
+
+    rho: MaskPlace
+
+    def value(self) -> Tensor:
+        cells = self.rho.at.cells
+        place = -self.rho.parts()[0] & cells - 1
+        bits = torch.zeros(*place.shape, max(1, cells // WORD), dtype=torch.int64, device=place.device)
+        return bits.scatter_(-1, (place // WORD)[..., None], (1 << place % WORD)[..., None])[..., None, :]
+
+
+@dataclass(frozen=True)
+class ExpNumbers:
+    """N, and all N b_r, of the masks' planes [rows, W]: [..., 1 + rows, 1]."""
+
+    rho: MaskPlace
+    masks: Tensor
+    rate: float
+    fraction: int
+    runs: int
+
+    def value(self) -> Tensor:
+        _, rest = self.rho.parts()
+        turn = -self.rate / (1 << self.rho.at.fine)
+        number = torch.exp(rest.double() * turn).mul_(2.0**self.fraction).round_().long()
+        bits = [plane_by_run(mask, rest.numel(), self.runs).view(rest.shape) for mask in self.masks]
+        return torch.stack([number, *(number * bit for bit in bits)], -1)[..., None]
+
+
 class Exponential(Primitive):
     op = "exp"
 
@@ -89,17 +120,12 @@ class Exponential(Primitive):
         **place: int,
     ) -> Trace:
         at, rows, count = Place(**place), table.tensor.shape[0], size(x.shape)
-        parts = mask_parts(offline, x, at)
+        rho = mask_place(offline, x, at)
         cells = _bits_of_cells(offline, f"{key}/cells", x, at)
         masks = offline.source.uniform_bits(f"{key}/masks", (rows, offline.runs * words(count // offline.runs)))
 
-        def made() -> Tensor:
-            _, rest = parts()
-            number = torch.exp(rest.double() * (-rate / (1 << at.fine))).mul_(2.0**fraction).round_().long()
-            bits = [plane_by_run(mask, count, offline.runs).view(x.shape) for mask in masks]
-            return torch.stack([number, *(number * bit for bit in bits)], -1)[..., None]
-
-        numbers = keep_numbers(offline, key, (*x.shape, 1 + rows, 1), made, mask_bytes(width))
+        recipe = ExpNumbers(rho, masks, rate, fraction, offline.runs)
+        numbers = keep_numbers(offline, key, (*x.shape, 1 + rows, 1), recipe, mask_bytes(width))
         offline.keep(key, ExpCorrelation(cells, masks, numbers))
         return Trace(key, shape, width)
 
@@ -185,14 +211,8 @@ def _bytes_of_cells(cells: int) -> int:
 
 def _bits_of_cells(offline: Offline, label: str, x: Trace, at: Place) -> DealerNumbers:
     """Of each x a bit for each cell, in one integer or in several of 64 bits, set at -r_H: [..., 1, integers]."""
-    parts, wide = mask_parts(offline, x, at), max(1, at.cells // WORD)
-
-    def made() -> Tensor:
-        place = -parts()[0] & at.cells - 1
-        bits = torch.zeros(*x.shape, wide, dtype=torch.int64, device=place.device)
-        return bits.scatter_(-1, (place // WORD)[..., None], (1 << place % WORD)[..., None])[..., None, :]
-
-    return keep_numbers(offline, label, (*x.shape, 1, wide), made, min(8, _bytes_of_cells(at.cells)), bits=True)
+    recipe, wide = CellBits(mask_place(offline, x, at)), max(1, at.cells // WORD)
+    return keep_numbers(offline, label, (*x.shape, 1, wide), recipe, min(8, _bytes_of_cells(at.cells)), bits=True)
 
 
 @kernel(bindings.last_cells)

@@ -18,7 +18,7 @@ Legend: n elements, W words per plane, b = ceil((k - 1) / 4) blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -76,6 +76,44 @@ class BitCorrelation:
 
     blocks: Tensor
     top: Tensor
+
+
+@dataclass(frozen=True)
+class MaskBits:
+    """The bits of rho, minus a mask, from `drop` to k."""
+
+    mask: Tensor
+    bits: int
+    drop: int
+    runs: int
+
+    @cached_property
+    def planes(self) -> Tensor:
+        """[k - drop, W], made once for those that read it."""
+        return planes_by_run(-self.mask, self.bits - self.drop, self.drop, self.runs)
+
+
+@dataclass(frozen=True)
+class BlockProducts:
+    """The products of every non-empty subset of each block's bits of rho, below its top bit: [b, 15, W]."""
+
+    rho: MaskBits
+
+    def value(self) -> Tensor:
+        below = self.rho.planes[:-1]
+        grouped = _padded(below).view(-1, BLOCK, below.shape[-1])
+        products = torch.full_like(grouped[:, :1], -1)
+        for i in range(BLOCK):
+            products = torch.cat([products, products & grouped[:, i : i + 1]], dim=1)
+        return products[:, 1:]
+
+
+@dataclass(frozen=True)
+class TopBits:
+    rho: MaskBits
+
+    def value(self) -> Tensor:
+        return self.rho.planes[-1]
 
 
 @dataclass(frozen=True)
@@ -197,14 +235,9 @@ def _bits_of_mask(offline: Offline, x: Trace, bits: int, drop: int) -> None:
     if name in x.bits:
         return
     blocks, wide = _blocks(bits - drop), offline.runs * words(size(x.shape) // offline.runs)
-    rho = (
-        planes_by_run(-mask.terms[0].value, bits - drop, drop, offline.runs)
-        if offline.role == "dealer"
-        else torch.empty(0)
-    )
-    label = f"{x.key}/{name}"
-    products = offline.source.derived_bits(label, (blocks, len(SUBSETS), wide), lambda: _subset_products(rho[:-1]))
-    top = offline.source.derived_bits(f"{label}/top", (wide,), lambda: rho[-1])
+    rho, label = MaskBits(mask.terms[0].value, bits, drop, offline.runs), f"{x.key}/{name}"
+    products = offline.source.derived_bits(label, (blocks, len(SUBSETS), wide), BlockProducts(rho))
+    top = offline.source.derived_bits(f"{label}/top", (wide,), TopBits(rho))
     if offline.role in ("server", "client"):
         one = products.new_full((blocks, 1, wide), -1 if offline.role == "server" else 0)
         offline.keep(label, BitCorrelation(torch.cat([one, products], dim=1), top))
@@ -218,15 +251,6 @@ def _taken_bits(online: Online, x: Share, bits: int, drop: int) -> BitCorrelatio
     correlation = x.bits[name]
     assert isinstance(correlation, BitCorrelation)
     return correlation
-
-
-def _subset_products(rho: Tensor) -> Tensor:
-    """Planes [k - 1, W] -> products of every non-empty subset of each block's bits [b, 15, W]."""
-    grouped = _padded(rho).view(-1, BLOCK, rho.shape[-1])
-    products = torch.full_like(grouped[:, :1], -1)
-    for i in range(BLOCK):
-        products = torch.cat([products, products & grouped[:, i : i + 1]], dim=1)
-    return products[:, 1:]
 
 
 def _blocks(bits: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -15,7 +15,7 @@ from ..ring import Ring, logical_shift, shift_left_
 from ..rounds import Swap
 from ..states import KeptStates, RunStates
 from ..wire import wire_bytes
-from .point_function import MAX_BATCH_POINTS, Point, PointGroup, PointLayout, TablePoints
+from .point_function import MAX_BATCH_POINTS, PointGroup, PointLayout, PointRecipe, TablePoints
 from .source import CountingSource, PointSource, Source
 from .values import Mask, MaskTerm, Opened, Share, Tape, Trace, mask_bytes, of_shape
 
@@ -78,7 +78,7 @@ class Offline:
         self.role = source.role
         self.states = RunStates(states or KeptStates(source.device))
 
-    def points(self, key: str, count: int, layout: PointLayout, made: Callable[[], Point]) -> TablePoints:
+    def points(self, key: str, count: int, layout: PointLayout, recipe: PointRecipe) -> TablePoints:
         """Points that a table is read at, `count` of each run, which the dealer makes. Their keys are made when there
         are enough of their layout, or all of them: `finish`."""
         if layout not in self._gathering:
@@ -86,7 +86,7 @@ class Offline:
             self._gathering[layout] = self.groups[-1]
         group = self._gathering[layout]
         if self.role == "dealer":
-            group.cells.append(made())
+            group.cells.append(recipe.point())
         if isinstance(self.source, CountingSource):
             self.source.gathered(group, self.runs * count)
         points = group.add(count)

@@ -15,6 +15,7 @@ What a party sees: c, uniform because x's mask is; and its shares of the dealer'
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,6 +29,21 @@ from .context import Offline, Online, Public
 from .lookup import DealerNumbers, keep_numbers
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
 from .values import Shape, Share, Trace, mask_bytes
+
+
+@dataclass(frozen=True)
+class Waves:
+    """cos n t rho and sin n t rho for n from 1 to `count`, [..., count, 2], rho minus a mask."""
+
+    mask: Tensor
+    bits: int
+    periods: int
+    count: int
+    fraction: int
+
+    def value(self) -> Tensor:
+        angle = (-self.periods * self.mask & (1 << self.bits) - 1).double() * (2 * math.pi / (1 << self.bits))
+        return waves(angle.cos(), angle.sin(), self.count, self.fraction)
 
 
 class Fourier(Primitive):
@@ -49,12 +65,8 @@ class Fourier(Primitive):
         mask, count = offline.ring_mask(x), len(tables[0].tensor) - 1
         if bits > x.width or any(term.zeros < bits for term in mask.terms[1:]):
             raise CorrelationError(f"series of {x.key}: its opening does not cover {bits} bits; this is a bug")
-
-        def made() -> Tensor:
-            angle = (-periods * mask.terms[0].value & (1 << bits) - 1).double() * (2 * math.pi / (1 << bits))
-            return waves(angle.cos(), angle.sin(), count, fraction)
-
-        offline.keep(key, keep_numbers(offline, key, (*x.shape, count, 2), made, mask_bytes(width)))
+        recipe = Waves(mask.terms[0].value, bits, periods, count, fraction)
+        offline.keep(key, keep_numbers(offline, key, (*x.shape, count, 2), recipe, mask_bytes(width)))
         return Trace(key, shape, width)
 
     def run(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from itertools import combinations
 
 import torch
@@ -82,6 +82,35 @@ class GateCorrelation:
 
 
 @dataclass(frozen=True)
+class SubsetProducts:
+    """Masks of the opened wires [opened, W] -> the products of the subsets [subsets, W], each made of one with a wire
+    less, which comes before it."""
+
+    level: Level
+    masks: Tensor
+
+    def value(self) -> Tensor:
+        level, masks = self.level, self.masks
+        rows: dict[Wires, Tensor] = {(wire,): mask for wire, mask in zip(level.opened, masks, strict=True)}
+        products = masks.new_empty(len(level.subsets), masks.shape[-1])
+        for subset, product in zip(level.subsets, products, strict=True):
+            rows[subset] = torch.bitwise_and(rows[subset[:-1]], rows[subset[-1:]], out=product)
+        return products
+
+
+@dataclass(frozen=True)
+class BitNumbers:
+    """Planes [W] of `runs` -> 0 and 1 of a shape."""
+
+    bits: Tensor
+    shape: Shape
+    runs: int
+
+    def value(self) -> Tensor:
+        return plane_by_run(self.bits, size(self.shape), self.runs).view(self.shape)
+
+
+@dataclass(frozen=True)
 class BitMask:
     """Random bits beta, in both sharings: [W], and of the value's shape."""
 
@@ -95,9 +124,8 @@ def gates(offline: Offline, label: str, levels: Sequence[Level], count: int) -> 
     correlations = []
     for number, level in enumerate(levels):
         masks = source.uniform_bits(f"{label}/{number}/masks", (len(level.opened), wide))
-        shared = source.derived_bits(
-            f"{label}/{number}/products", (len(level.subsets), wide), partial(_subset_products, level, masks)
-        )
+        recipe, shape = SubsetProducts(level, masks), (len(level.subsets), wide)
+        shared = source.derived_bits(f"{label}/{number}/products", shape, recipe)
         correlations.append(GateCorrelation(masks, shared))
     return correlations
 
@@ -122,12 +150,8 @@ def gates_price(levels: Iterable[Level], count: int) -> tuple[tuple[tuple[int, i
 
 def bit_mask(offline: Offline, key: str, shape: Shape, width: int) -> BitMask:
     """What `as_number` needs for a result of this shape."""
-    count = size(shape)
-    bits = offline.source.uniform_bits(f"{key}/beta/bits", (_wide(offline, count),))
-
-    def numbers() -> Tensor:
-        return plane_by_run(bits, count, offline.runs).view(shape)
-
+    bits = offline.source.uniform_bits(f"{key}/beta/bits", (_wide(offline, size(shape)),))
+    numbers = BitNumbers(bits, shape, offline.runs)
     return BitMask(bits, offline.source.derived(f"{key}/beta", shape, numbers, mask_bytes(width)))
 
 
@@ -152,16 +176,6 @@ def number_price(shape: Shape, width: int) -> tuple[tuple[tuple[int, int], ...],
     """Of `as_number`, as of `gates_price`."""
     plane = 8 * words(size(shape))
     return ((plane, plane),), mask_bytes(width) * size(shape)
-
-
-def _subset_products(level: Level, masks: Tensor) -> Tensor:
-    """Masks of the opened wires [opened, W] -> the products of the subsets [subsets, W], each made of one with a wire
-    less, which comes before it."""
-    rows: dict[Wires, Tensor] = {(wire,): mask for wire, mask in zip(level.opened, masks, strict=True)}
-    products = masks.new_empty(len(level.subsets), masks.shape[-1])
-    for subset, product in zip(level.subsets, products, strict=True):
-        rows[subset] = torch.bitwise_and(rows[subset[:-1]], rows[subset[-1:]], out=product)
-    return products
 
 
 def _wide(offline: Offline, count: int) -> int:

@@ -32,7 +32,7 @@ from ..wire import held_in
 from .context import Offline, Online, Public
 from .point_function import Point, PointLayout, TablePoints
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
-from .source import ClientSource, Made
+from .source import ClientSource, Recipe
 from .values import Shape, Share, Trace, mask_bytes
 
 
@@ -76,16 +76,55 @@ class Place:
         return high[..., None] - torch.arange(self.cells, device=high.device) & self.cells - 1, rest
 
 
-def mask_parts(offline: Offline, x: Trace, at: Place) -> Callable[[], tuple[Tensor, Tensor]]:
-    """At the dealer: the cell r_H, and r_L."""
+@dataclass(frozen=True)
+class MaskPlace:
+    """Where rho, minus a mask, stands."""
+
+    mask: Tensor
+    at: Place
+
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """The cell r_H, and r_L."""
+        return self.at.parts(-self.mask)
+
+
+@dataclass(frozen=True)
+class CellNumbers:
+    """e_j (-r_L)^i for every cell j and i below `count`, in integers of this type."""
+
+    rho: MaskPlace
+    count: int
+    dtype: torch.dtype
+
+    def value(self) -> Tensor:
+        high, rest = self.rho.parts()
+        shape, powers = high.shape, torch.stack(_powers(-rest, self.count), -1)
+        rows = high[..., None, None].expand(*shape, 1, self.count)
+        cells = torch.zeros(*shape, self.rho.at.cells, self.count, dtype=self.dtype, device=high.device)
+        return cells.scatter_(-2, rows, powers[..., None, :].to(self.dtype))
+
+
+@dataclass(frozen=True)
+class CellPoint:
+    """The same numbers by the one cell where they stand, for keys."""
+
+    rho: MaskPlace
+    count: int
+
+    def point(self) -> Point:
+        high, rest = self.rho.parts()
+        return high.flatten(), torch.stack(_powers(-rest.flatten(), self.count), -1)
+
+
+def mask_place(offline: Offline, x: Trace, at: Place) -> MaskPlace:
     mask = offline.ring_mask(x)
     if at.bits > x.width or any(term.zeros < at.bits for term in mask.terms[1:]):
         raise CorrelationError(f"table read at {x.key}: its opening does not cover {at.bits} bits; this is a bug")
-    return lambda: at.parts(-mask.terms[0].value)
+    return MaskPlace(mask.terms[0].value, at)
 
 
 def keep_numbers(
-    offline: Offline, label: str, shape: Shape, made: Made, width: int, bits: bool = False
+    offline: Offline, label: str, shape: Shape, recipe: Recipe, width: int, bits: bool = False
 ) -> DealerNumbers:
     """Share what the dealer makes: additively, or its bits. Most of a tape are such numbers: a party may draw its own
     where they are used."""
@@ -93,7 +132,7 @@ def keep_numbers(
     if isinstance(source, ClientSource) and source.later:
         return DealerNumbers(source.drawn_later(label, shape, width))
     derived = source.derived_bits if bits else source.derived
-    return DealerNumbers(derived(label, shape, made, width, narrow=True))
+    return DealerNumbers(derived(label, shape, recipe, width, narrow=True))
 
 
 class Lookup(Primitive):
@@ -104,26 +143,15 @@ class Lookup(Primitive):
         self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, table: Public, **place: int
     ) -> Trace:
         at, count = Place(**place), table.tensor.shape[1]
-        powers = lambda rest: torch.stack(_powers(-rest, count), -1)  # noqa: E731
-        parts = mask_parts(offline, x, at)
+        rho = mask_place(offline, x, at)
         if (layout := self._layout(width, table, at)) is None:
             each = mask_bytes(width)
             dtype = held_in(each) if held_in(each).itemsize == each else torch.int64
-
-            def of_cells() -> Tensor:
-                high, rest = parts()
-                rows = high[..., None, None].expand(*x.shape, 1, count)
-                cells = torch.zeros(*x.shape, at.cells, count, dtype=dtype, device=high.device)
-                return cells.scatter_(-2, rows, powers(rest)[..., None, :].to(dtype))
-
-            offline.keep(key, keep_numbers(offline, key, (*x.shape, at.cells, count), of_cells, each))
+            numbers = CellNumbers(rho, count, dtype)
+            offline.keep(key, keep_numbers(offline, key, (*x.shape, at.cells, count), numbers, each))
             return Trace(key, shape, width)
-
-        def made() -> Point:
-            high, rest = parts()
-            return high.flatten(), powers(rest.flatten())
-
-        offline.keep(key, offline.points(key, size(x.shape) // offline.runs, layout, made))
+        point = CellPoint(rho, count)
+        offline.keep(key, offline.points(key, size(x.shape) // offline.runs, layout, point))
         return Trace(key, shape, width)
 
     def run(self, online: Online, key: str, width: int, x: Share, table: Public, **place: int) -> Step:

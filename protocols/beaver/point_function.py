@@ -27,6 +27,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
@@ -46,6 +47,14 @@ _EVAL_CHUNK_CELLS = 1 << 15  # cells whose seeds are held at once, in a processo
 _DEAL_CHUNK_POINTS = 1 << 13  # points whose trees are dealt at once
 MAX_BATCH_POINTS = 1 << 12  # points of one run that are dealt together: more save no time, and the dealer holds them
 Point = tuple[Tensor, Tensor]  # the cell [n], and the numbers [n, columns] that stand there
+
+
+class PointRecipe(Protocol):
+    """Of what points are computed, and how."""
+
+    def point(self) -> Point:
+        """At the dealer."""
+        ...
 
 
 @dataclass(frozen=True)

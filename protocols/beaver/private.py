@@ -19,10 +19,12 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..errors import CorrelationError
+from ..ring import Ring
 from ..rounds import Step, Swap, together
 from ..wire import wire_bytes
 from .context import Offline, Online, PrivateValue, Public
 from .primitive import Cost, Opening, Primitive, size
+from .recipes import PrivateProduct
 from .values import Shape, Share, Trace, mask_bytes, of_shape
 
 Product = Callable[..., Tensor]  # of a share or a mask, and what this party knows of the private value
@@ -38,8 +40,7 @@ class Linear(Primitive):
     ) -> Trace:
         if isinstance(weight, Public):
             return Trace(key, shape, width)
-        product = offline.ring.matmul if weight.tensor is None else offline.ring.linear
-        return _stationary(offline, key, shape, width, x, weight, product)
+        return _stationary(offline, key, shape, width, x, weight, offline.ring)
 
     def run(self, online: Online, key: str, width: int, x: Share, weight: PrivateValue | Public) -> Step:
         product = lambda a, w: online.ring.linear(a, w, width)  # noqa: E731
@@ -64,10 +65,9 @@ class MultiplyPrivate(Primitive):
 
     def correlate(self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, v: PrivateValue) -> Trace:
         if v.owner == "server":
-            return _stationary(offline, key, shape, width, x, v, lambda a, b: a * b)
+            return _stationary(offline, key, shape, width, x, v)
         a, b = offline.half(x, "server"), _client_mask(offline, v)
-        product = offline.source.derived(key, shape, lambda: a * b, mask_bytes(width))
-        offline.keep(key, product)
+        offline.keep(key, offline.source.derived(key, shape, PrivateProduct(b, a), mask_bytes(width)))
         return Trace(key, shape, width)
 
     def run(self, online: Online, key: str, width: int, x: Share, v: PrivateValue) -> Step:
@@ -96,17 +96,20 @@ def _half_cost(shape: Shape, width: int, x: Trace, owner: str, macs: int = 0) ->
 
 
 def _stationary(
-    offline: Offline, key: str, shape: Shape, width: int, x: Trace, weight: PrivateValue, product: Product
+    offline: Offline, key: str, shape: Shape, width: int, x: Trace, weight: PrivateValue, ring: Ring | None = None
 ) -> Trace:
+    """`ring`: of a product of matrices."""
     a = offline.half(x, "client")
     if weight.tensor is not None:  # at the server, in an audit: A D + C1 = A W - C0
-        offline.keep(key, product(a, weight.tensor) - offline.dealt[key])
+        product = a * weight.tensor if ring is None else ring.linear(a, weight.tensor)
+        offline.keep(key, product - offline.dealt[key])
         return Trace(key, shape, width)
     if (offline.role == "dealer" and weight.mask is None) or (offline.role == "client" and weight.masked is None):
         raise CorrelationError(f"{offline.role}: weight {weight.key} was not set up; run the set-up of the model first")
-    share = offline.source.derived(key, shape, lambda: product(a, weight.mask), mask_bytes(width))
-    if offline.role == "client":
-        share = product(a, weight.masked) + share  # the client's whole result, before its query exists
+    recipe = PrivateProduct(a, weight.mask, ring)
+    share = offline.source.derived(key, shape, recipe, mask_bytes(width))
+    if weight.masked is not None:
+        share = recipe.product(a, weight.masked) + share  # the client's whole result, before its query exists
     offline.keep(key, share)
     return Trace(key, shape, width)
 

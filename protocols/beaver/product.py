@@ -9,6 +9,7 @@ not made.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import comb
 
 import torch
@@ -31,6 +32,7 @@ from .primitive import (
     ring_opening_cost,
     size,
 )
+from .recipes import MaskMatrixProduct, MaskProduct
 from .values import MaskTerm, Shape, Share, Trace, mask_bytes, sum_products
 
 
@@ -87,9 +89,8 @@ class Multiply(Primitive):
 
 
 def _product(offline: Offline, label: str, shape: Shape, width: int, a: MaskTerm, b: MaskTerm) -> Tensor:
-    zeros = a.zeros + b.zeros
-    size = mask_bytes(width, zeros)
-    return offline.source.derived(label, shape, lambda: (a.value * b.value) >> zeros, size)
+    recipe = MaskProduct(a, b)
+    return offline.source.derived(label, shape, recipe, mask_bytes(width, recipe.zeros))
 
 
 class MatrixProduct(Primitive):
@@ -99,7 +100,8 @@ class MatrixProduct(Primitive):
 
     def correlate(self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, y: Trace) -> Trace:
         a, b = offline.matrix_mask(x), offline.matrix_mask(y)
-        offline.keep(key, offline.source.derived(key, shape, lambda: offline.ring.matmul(a, b), mask_bytes(width)))
+        recipe = MaskMatrixProduct(a, b, offline.ring)
+        offline.keep(key, offline.source.derived(key, shape, recipe, mask_bytes(width)))
         return Trace(key, shape, width)
 
     def run(self, online: Online, key: str, width: int, x: Share, y: Share) -> Step:
@@ -156,22 +158,14 @@ class Polynomial(Primitive):
 
 def _share_powers(offline: Offline, x: Trace, degree: int) -> None:
     """Share the mask's powers up to `degree`; those that an earlier polynomial of x asked for are there already."""
-    first_term, *wrap = offline.ring_mask(x).terms
-    low = first_term.value
-    zeros = wrap[0].zeros if wrap else 0
-
-    def high(power: int) -> Tensor:  # at the dealer alone: the others do not know what they share
-        return _power(low + wrap[0].value, power)
-
+    low, *wraps = offline.ring_mask(x).terms
     for power in range(2 + len(x.powers), degree + 1):
-        label, size = f"{x.key}/power/{power}", mask_bytes(x.width)
-        first = offline.source.derived(label, x.shape, lambda power=power: _power(low, power), size)
+        label = f"{x.key}/power/{power}"
+        first = offline.source.derived(label, x.shape, Power(low.value, power), mask_bytes(x.width))
         second = None
-        if wrap:
-            size = mask_bytes(x.width, zeros)
-            second = offline.source.derived(
-                f"{label}/wrap", x.shape, lambda power=power: (high(power) - _power(low, power)) >> zeros, size
-            )
+        for wrap in wraps:
+            recipe, size = WrappedPower(low.value, wrap, power), mask_bytes(x.width, wrap.zeros)
+            second = offline.source.derived(f"{label}/wrap", x.shape, recipe, size)
         offline.keep(label, (first, second))
         x.powers.append((first, second))
 
@@ -188,6 +182,28 @@ def _power(x: Tensor, exponent: int) -> Tensor:
     for _ in range(exponent - 1):
         out = out * x
     return out
+
+
+@dataclass(frozen=True)
+class Power:
+    low: Tensor
+    exponent: int
+
+    def value(self) -> Tensor:
+        return _power(self.low, self.exponent)
+
+
+@dataclass(frozen=True)
+class WrappedPower:
+    """How much a power is more with the wrap, without its low zero bits."""
+
+    low: Tensor
+    wrap: MaskTerm
+    exponent: int
+
+    def value(self) -> Tensor:
+        with_wrap = _power(self.low + self.wrap.value, self.exponent)
+        return (with_wrap - _power(self.low, self.exponent)) >> self.wrap.zeros
 
 
 @kernel(bindings.sum_series)

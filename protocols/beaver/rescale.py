@@ -53,6 +53,28 @@ class RescaleCorrelation:
         return MaskTerm(self.low), MaskTerm(self.wrap, left)
 
 
+@dataclass(frozen=True)
+class BitsAbove:
+    """Of a mask's sum the bits from `left` on."""
+
+    mask: Tensor
+    left: int
+
+    def value(self) -> Tensor:
+        return self.mask >> self.left
+
+
+@dataclass(frozen=True)
+class TopBit:
+    """Of a mask's low `left` bits the top one."""
+
+    mask: Tensor
+    left: int
+
+    def value(self) -> Tensor:
+        return top_bit(self.mask, self.left)
+
+
 class Rescale(Primitive):
     op = "rescale"
 
@@ -71,8 +93,8 @@ class Rescale(Primitive):
         result = Trace(key, shape, width, born_open=early and width <= left)
         if width > left:
             mine, extra = offline.source.uniform(f"{key}/r", shape, wire_bytes(left)), mask_bytes(width, left)
-            above = offline.source.derived(f"{key}/above", shape, lambda: mine >> left, extra)
-            wrap = offline.source.derived(f"{key}/wrap", shape, lambda: top_bit(mine, left), extra)
+            above = offline.source.derived(f"{key}/above", shape, BitsAbove(mine, left), extra)
+            wrap = offline.source.derived(f"{key}/wrap", shape, TopBit(mine, left), extra)
             correlation = RescaleCorrelation(mine, above, wrap)
             if not offline.source.narrow and offline.role != "count":  # torch would import sympy for that
                 correlation = correlation.unpacked(left)

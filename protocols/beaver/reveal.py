@@ -31,7 +31,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..operations import OWNER
@@ -41,6 +40,7 @@ from ..rounds import Step, Swap
 from ..wire import wire_bytes
 from .context import Offline, Online
 from .primitive import Cost, Primitive, size
+from .recipes import Zeros
 from .values import Shape, Share, Trace, mask_bytes, of_shape
 
 
@@ -48,6 +48,18 @@ from .values import Shape, Share, Trace, mask_bytes, of_shape
 class Rounding:
     r: Tensor
     low: Tensor
+
+
+@dataclass(frozen=True)
+class Divided:
+    """-(r >> bits), of r's low `ring` bits."""
+
+    r: Tensor
+    bits: int
+    ring: int
+
+    def value(self) -> Tensor:
+        return -logical_shift(self.r, self.bits, self.ring)
 
 
 class Reveal(Primitive):
@@ -89,14 +101,13 @@ class Reveal(Primitive):
 
 def zero(offline: Offline, key: str, shape: Shape, width: int) -> Tensor:
     """A fresh sharing of zero."""
-    zeros = lambda: torch.zeros(shape, dtype=torch.int64, device=offline.source.device)  # noqa: E731
-    return offline.source.derived(f"{key}/zero", shape, zeros, mask_bytes(width))
+    return offline.source.derived(f"{key}/zero", shape, Zeros(shape, offline.source.device), mask_bytes(width))
 
 
 def rounding(offline: Offline, key: str, shape: Shape, width: int, bits: int, ring: int) -> Rounding:
     """What an answer is divided with."""
     r = offline.source.uniform(f"{key}/r", shape)
-    low = offline.source.derived(f"{key}/low", shape, lambda: -logical_shift(r, bits, ring), mask_bytes(width))
+    low = offline.source.derived(f"{key}/low", shape, Divided(r, bits, ring), mask_bytes(width))
     return Rounding(r, low)
 
 

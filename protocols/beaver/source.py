@@ -28,11 +28,18 @@ from ..wire import elements, held_in, pack_into, unpack
 from .point_function import KEYS, PointGroup, PointKeys, deal_points, sets_of
 
 Shape = tuple[int, ...]
-Made = Callable[[], Tensor]
 Pause = Callable[[int, int], None]
 FRAME = 1 << 18  # bytes up to which small corrections share a frame
 PIECE = 1 << 26  # bytes after which the dealer waits until P0 has room for more
 DEALER_OVERHEAD_FACTOR = 6  # peak memory of a dealer beside each value, as a multiple of its size: terms, shares, frame
+
+
+class Recipe(Protocol):
+    """Of what a correlation is computed, and how: data of earlier values, so that a role may read it as it needs."""
+
+    def value(self) -> Tensor:
+        """The value itself, of the values that it reads: at the dealer."""
+        ...
 
 
 class Source(Protocol):
@@ -49,7 +56,7 @@ class Source(Protocol):
         """A uniform value known to `owner` ("client" or "server") alone; the other party gets zeros."""
         ...
 
-    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+    def derived(self, label: str, shape: Shape, recipe: Recipe, width: int = 8, narrow: bool = False) -> Tensor:
         """Shares of a value computed from others. `narrow`: in the narrowest integers that hold `width` bytes, of which
         the dealer may make the value."""
         ...
@@ -58,7 +65,7 @@ class Source(Protocol):
         """Like `uniform`, as bit planes shared by exclusive or."""
         ...
 
-    def derived_bits(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+    def derived_bits(self, label: str, shape: Shape, recipe: Recipe, width: int = 8, narrow: bool = False) -> Tensor:
         """Like `derived`, shared by exclusive or."""
         ...
 
@@ -156,8 +163,8 @@ class DealerSource:
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return (self.client if owner == "client" else self.server).integers(label, shape)
 
-    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
-        out = value()
+    def derived(self, label: str, shape: Shape, recipe: Recipe, width: int = 8, narrow: bool = False) -> Tensor:
+        out = recipe.value()
         share = self.client.integers(label, shape, width, out.dtype is not torch.int64)
         self.corrections.write(out, width, share)
         return out
@@ -165,8 +172,8 @@ class DealerSource:
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return self.server.integers(label, shape) ^ self.client.integers(label, shape)
 
-    def derived_bits(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
-        out = value()
+    def derived_bits(self, label: str, shape: Shape, recipe: Recipe, width: int = 8, narrow: bool = False) -> Tensor:
+        out = recipe.value()
         self.corrections.write(out ^ self.client.integers(label, shape, width), width)
         return out
 
@@ -204,7 +211,7 @@ class ClientSource(PartyMasks):
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return self.drawn_if(owner == "client", label, shape)
 
-    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+    def derived(self, label: str, shape: Shape, recipe: Recipe, width: int = 8, narrow: bool = False) -> Tensor:
         return self.stream.integers(label, shape, width, narrow or self.narrow)
 
     def drawn_later(self, label: str, shape: Shape, width: int) -> Callable[[], Tensor]:
@@ -214,7 +221,7 @@ class ClientSource(PartyMasks):
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return self.stream.integers(label, shape)
 
-    def derived_bits(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+    def derived_bits(self, label: str, shape: Shape, recipe: Recipe, width: int = 8, narrow: bool = False) -> Tensor:
         return self.stream.integers(label, shape, width, narrow)
 
     def points(self, group: PointGroup) -> PointKeys:
@@ -237,13 +244,13 @@ class ServerSource(PartyMasks):
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return self.drawn_if(owner == "server", label, shape)
 
-    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+    def derived(self, label: str, shape: Shape, recipe: Recipe, width: int = 8, narrow: bool = False) -> Tensor:
         return self.corrections.read(shape, width, narrow or self.narrow)
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return self.stream.integers(label, shape)
 
-    def derived_bits(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+    def derived_bits(self, label: str, shape: Shape, recipe: Recipe, width: int = 8, narrow: bool = False) -> Tensor:
         return self.corrections.read(shape, width, narrow)
 
     def points(self, group: PointGroup) -> PointKeys:
@@ -284,7 +291,7 @@ class CountingSource:
     def private(self, label: str, shape: Shape, owner: str) -> Tensor:
         return self.uniform(label, shape)
 
-    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
+    def derived(self, label: str, shape: Shape, recipe: Recipe, width: int = 8, narrow: bool = False) -> Tensor:
         out = self.uniform(label, shape)
         self.layout.append(out.numel() * width)
         return out
@@ -292,8 +299,8 @@ class CountingSource:
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return self.uniform(label, shape)
 
-    def derived_bits(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
-        return self.derived(label, shape, value, width)
+    def derived_bits(self, label: str, shape: Shape, recipe: Recipe, width: int = 8, narrow: bool = False) -> Tensor:
+        return self.derived(label, shape, recipe, width)
 
     def gathered(self, group: PointGroup, count: int) -> None:
         """So many points more, which the dealer holds until their keys are made; and what it takes to find them."""

@@ -19,8 +19,8 @@ from ..beaver.source import (
     ClientSource,
     Corrections,
     CountingSource,
-    Made,
     PartyMasks,
+    Recipe,
     ServerSource,
     Shape,
     Source,
@@ -90,16 +90,16 @@ class NPartyDealer:
     def others(self, label: str, shape: Shape, owner: int) -> Tensor:
         return reduce(add, (s.integers(label, shape) for rank, s in enumerate(self.streams) if rank != owner))
 
-    def derived(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
-        out = value()
+    def derived(self, label: str, shape: Shape, recipe: Recipe, width: int = 8, narrow: bool = False) -> Tensor:
+        out = recipe.value()
         self.corrections.write(reduce(torch.sub, self._shares(label, shape, width)[1:], out), width)
         return out
 
     def uniform_bits(self, label: str, shape: Shape) -> Tensor:
         return reduce(xor, self._shares(label, shape))
 
-    def derived_bits(self, label: str, shape: Shape, value: Made, width: int = 8, narrow: bool = False) -> Tensor:
-        out = value()
+    def derived_bits(self, label: str, shape: Shape, recipe: Recipe, width: int = 8, narrow: bool = False) -> Tensor:
+        out = recipe.value()
         self.corrections.write(reduce(xor, self._shares(label, shape, width)[1:], out), width)
         return out
 

@@ -10,12 +10,15 @@ What our own operations on CrypTen's tensors take (calls.py) is asked for in the
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from ..beaver.recipes import MaskProduct
+from ..beaver.values import MaskTerm
 from .source import NPartyCount, NPartyDealer, NPartySource
 
 Sizes = tuple[Annotated[int, Field(ge=0, lt=2**31)], ...]
@@ -47,18 +50,18 @@ def make_tuple(source: NPartySource, request: Request, label: str) -> tuple[Tens
     if request.kind == "additive":
         a, b = (source.uniform(f"{label}/{i}", shape) for i, shape in enumerate(request.sizes))
         shape = tuple(_product(request, *(torch.empty(s, device="meta") for s in request.sizes)).shape)
-        return a, b, source.derived(f"{label}/c", shape, lambda: _product(request, a, b))
+        return a, b, source.derived(f"{label}/c", shape, TupleProduct(request, a, b))
     if request.kind == "binary":
         a, b = (source.uniform_bits(f"{label}/{i}", shape) for i, shape in enumerate(request.sizes))
         shape = tuple(torch.broadcast_shapes(*request.sizes))
-        return a, b, source.derived_bits(f"{label}/c", shape, lambda: a & b)
+        return a, b, source.derived_bits(f"{label}/c", shape, BitProducts(a, b))
     if request.kind == "bits":
         bits = source.uniform_bits(f"{label}/r", size) & 1
-        return source.derived(f"{label}/a", size, lambda: bits), bits
+        return source.derived(f"{label}/a", size, BitsAsNumbers(bits)), bits
     r = source.uniform(f"{label}/r", size)
     if request.kind == "square":
-        return r, source.derived(f"{label}/s", size, lambda: r * r)
-    return r, source.derived(f"{label}/w", size, lambda: _wraps(source, f"{label}/r", size))
+        return r, source.derived(f"{label}/s", size, MaskProduct(MaskTerm(r), MaskTerm(r)))
+    return r, source.derived(f"{label}/w", size, Wraps(source, f"{label}/r", size))
 
 
 def tuple_layout(request: Request) -> tuple[int, ...]:
@@ -73,14 +76,50 @@ def _product(request: Request, a: Tensor, b: Tensor) -> Tensor:
     return function(a, b, **request.options)
 
 
-def _wraps(source: NPartySource, label: str, size: Sizes) -> Tensor:
+@dataclass(frozen=True)
+class TupleProduct:
+    request: Request
+    left: Tensor
+    right: Tensor
+
+    def value(self) -> Tensor:
+        return _product(self.request, self.left, self.right)
+
+
+@dataclass(frozen=True)
+class BitProducts:
+    left: Tensor
+    right: Tensor
+
+    def value(self) -> Tensor:
+        return self.left & self.right
+
+
+@dataclass(frozen=True)
+class BitsAsNumbers:
+    """Bits that are shared by exclusive or, as numbers."""
+
+    bits: Tensor
+
+    def value(self) -> Tensor:
+        return self.bits
+
+
+@dataclass(frozen=True)
+class Wraps:
     """Overflows less underflows of adding the shares up in order, as `crypten.common.util.count_wraps` has it."""
-    assert isinstance(source, NPartyDealer)
-    shares = [stream.integers(label, size) for stream in source.streams]
-    count, total = torch.zeros_like(shares[0]), shares[0]
-    for share in shares[1:]:
-        following = total + share
-        count -= ((total < 0) & (share < 0) & (following > 0)).long()
-        count += ((total > 0) & (share > 0) & (following < 0)).long()
-        total = following
-    return count
+
+    source: NPartySource
+    label: str
+    size: Sizes
+
+    def value(self) -> Tensor:
+        assert isinstance(self.source, NPartyDealer)
+        shares = [stream.integers(self.label, self.size) for stream in self.source.streams]
+        count, total = torch.zeros_like(shares[0]), shares[0]
+        for share in shares[1:]:
+            following = total + share
+            count -= ((total < 0) & (share < 0) & (following > 0)).long()
+            count += ((total > 0) & (share > 0) & (following < 0)).long()
+            total = following
+        return count

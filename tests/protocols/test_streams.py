@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from torch import Tensor
 
 SEED = bytes(range(32))
 
@@ -126,6 +128,14 @@ def test_corrections_arrive_as_sent():
     into.finish()
 
 
+@dataclass(frozen=True)
+class Numbers:
+    numbers: Tensor
+
+    def value(self) -> Tensor:
+        return self.numbers
+
+
 @pytest.mark.parametrize("width", [1, 2, 4])
 def test_a_dealer_sends_the_same_of_numbers_that_are_held_as_narrow_as_they_travel(width):
     sent = []
@@ -133,7 +143,7 @@ def test_a_dealer_sends_the_same_of_numbers_that_are_held_as_narrow_as_they_trav
         dealer, server = memory_pair("dealer", "server", timeout=1)
         source = DealerSource(*(Stream(SEED, purpose) for purpose in "ab"), Corrections(dealer, (40 * width,)))
         numbers = torch.arange(-20, 20).to(dtype)
-        assert torch.equal(source.derived("x", (8, 5), lambda: numbers.view(8, 5), width).view(-1), numbers)  # noqa: B023
+        assert torch.equal(source.derived("x", (8, 5), Numbers(numbers.view(8, 5)), width).view(-1), numbers)
         sent.append(server.recv(40 * width))
     assert sent[0] == sent[1]
     share = Corrections(_Alone(sent[0]), (40 * width,)).read((8, 5), width, narrow=True)

@@ -13,6 +13,7 @@ By a weight that all parties know in the clear, each multiplies its share.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,6 +31,18 @@ from ..context import Moved, NPartyCost, NPartyOffline, NPartyOnline, Owned, but
 Product = Callable[[Tensor, Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class KnownProduct:
+    """The product of the others' mask and the mask of what a party knows."""
+
+    others: Tensor
+    known: Tensor
+    product: Product
+
+    def value(self) -> Tensor:
+        return self.product(self.others, self.known)
+
+
 class ByKnownValue(Primitive):
     """x, shared, times a value that one party knows. `ahead`, `now`: the product before a query and in it."""
 
@@ -45,7 +58,7 @@ class ByKnownValue(Primitive):
         if isinstance(value, Public):
             return Trace(key, shape, width)
         a, b, product = offline.others(x, value.rank), _mask(offline, value), self.ahead(offline.ring)
-        share = offline.source.derived(key, shape, lambda: product(a, b), mask_bytes(width))
+        share = offline.source.derived(key, shape, KnownProduct(a, b, product), mask_bytes(width))
         if value.masked is not None:
             share = product(a, value.masked) + share  # all of this party's result
         offline.keep(key, share)
