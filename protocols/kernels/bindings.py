@@ -359,7 +359,7 @@ def _are_nodes(nodes: Tensor, becomes: Sequence[Tensor], words: Tensor) -> bool:
 
 
 def fold(leaves: Tensor, known: bool, start: int, planes: Tensor, total: Tensor) -> Tensor | None:
-    lanes, count, depth = _transfer_lanes(), total.numel(), len(planes)
+    lanes, count, depth = transfer_lanes(), total.numel(), len(planes)
     if not lanes or not 0 < depth <= _MOST_DEPTH or leaves.shape != (1 << depth, 4) or count % 8 or start < 0:
         return None
     if not whole(leaves, planes, total) or total.shape != (count,) or planes.shape != (depth, count):
@@ -378,7 +378,7 @@ def transpose_planes(planes: Tensor, rows: Tensor) -> Tensor | None:
 
 
 def hash_rows(rows: Tensor, offset: Tensor, first: int, key: Tensor, width: int, out: Tensor) -> Tensor | None:
-    lanes, count = _transfer_lanes(), len(rows)
+    lanes, count = transfer_lanes(), len(rows)
     if not lanes or count % 64 or rows.shape != (count, 2) or offset.shape != (2,) or key.shape != (2,):
         return None
     if not whole(rows, offset, key, out) or not 0 <= width <= 8 or out.shape != ((count if width else count // 64),):
@@ -388,7 +388,7 @@ def hash_rows(rows: Tensor, offset: Tensor, first: int, key: Tensor, width: int,
 
 
 def check_sums(planes: Tensor, factors: Tensor) -> Tensor | None:
-    lanes = _transfer_lanes()
+    lanes = transfer_lanes()
     if not lanes or planes.dim() != 2 or not whole(planes, factors):
         return None
     n, count = planes.shape
@@ -399,7 +399,7 @@ def check_sums(planes: Tensor, factors: Tensor) -> Tensor | None:
     return out
 
 
-def _transfer_lanes() -> int:
+def transfer_lanes() -> int:
     """Blocks of AES at once, of the kernels of oblivious transfer; 0: there are none, or this processor lacks AES."""
     if not {"aes", "pclmulqdq"} <= features():
         return 0

@@ -64,9 +64,10 @@ def plant(session: bytes, depths: Sequence[int], keys: Sequence[tuple[bytes, byt
 def grow(
     session: bytes, depths: Sequence[int], missing: Sequence[int], keys: Sequence[bytes], message: bytes, peer: str
 ) -> list[Tensor]:
-    """At the other party: the leaves, int64 [2^depth, 4] each, with zeros at the missing ones. Errors: PeerProtocolError.
+    """At the other party: the leaves, int64 [2^depth, 4] each, with zeros at the missing ones.
 
-    keys: for each level, the leaves' level first, of the side that is not on the way to the missing leaf."""
+    keys: for each level, the leaves' level first, of the side that is not on the way to the missing leaf. Errors:
+    PeerProtocolError."""
     leaves: list[Tensor] = []
     level_sums = iter(message[i : i + NODE_BYTES] for i in range(0, len(message), NODE_BYTES))
     checks = message[2 * NODE_BYTES * sum(depths) :]
