@@ -52,7 +52,7 @@ from .base_transfer import POINT_BYTES, REMEDY, receive_keys, send_keys
 from .folding import BITS, WORDS, check_sums, fold, hash_rows, key_stream, transpose_planes
 from .trees import grow, message_bytes, plant
 
-DEPTH = 8  # of trees: the fewest bytes; at 4, twice the bytes take half the time
+DEPTH = 8  # of trees: the fewest bytes; 4 takes twice the bytes and half the time
 _MOST_ROWS = 1 << 16  # at once: their planes stay in a processor's cache
 _LIFETIME_ROWS = 1 << 32  # of a set-up
 _SUM_BYTES, _HASH_BYTES = 16, 32
@@ -60,7 +60,7 @@ _PROOF_BYTES = _SUM_BYTES + _HASH_BYTES
 Pair = tuple[Tensor, Tensor]
 
 
-class Traffic(NamedTuple):
+class TransferCost(NamedTuple):
     """Payload in bytes, and messages in sequence."""
 
     from_receiver: int
@@ -68,16 +68,16 @@ class Traffic(NamedTuple):
     rounds: int
 
 
-def setup_cost(depth: int = DEPTH) -> Traffic:
+def setup_cost(depth: int = DEPTH) -> TransferCost:
     """Of one direction, once."""
     points = BITS * POINT_BYTES
-    return Traffic(points + message_bytes(_depths(depth)), 2 * points, 2)
+    return TransferCost(points + message_bytes(_depths(depth)), 2 * points, 2)
 
 
-def cost(count: int, depth: int = DEPTH) -> Traffic:
+def cost(count: int, depth: int = DEPTH) -> TransferCost:
     """Of `count` transfers that are asked for together, bits or numbers of any width."""
     corrections = sum(_rows(size) for _, size in _batches(count)) // 8 * (len(_depths(depth)) - 1)
-    return Traffic(corrections + _PROOF_BYTES * len(_batches(count)), 0, 1 if count else 0)
+    return TransferCost(corrections + _PROOF_BYTES * len(_batches(count)), 0, 1 if count else 0)
 
 
 def _depths(depth: int) -> list[int]:
@@ -98,9 +98,15 @@ def _rows(size: int) -> int:
 
 
 class RandomTransfers:
-    """How the parties of one direction set up. `session`: bytes that both parties agree on, and use once; `direction`:
-    whose results whose choices select, as "server to client": two of a session differ. Errors of all methods: those of
-    the channel, and PeerProtocolError of a peer that deviates."""
+    """How the parties of one direction set up.
+
+    session    bytes that both parties agree on, and use once
+    direction  who sends to whom, as "server to client": two set-ups of a session differ in it
+    depth      of the trees, 1 to 8
+
+    The receiver sends while the sender reads, so both parties ask at the same time, and for one direction after the
+    other. Errors of all methods: those of the channel, PeerProtocolError of a peer that deviates, CorrelationError.
+    """
 
     @staticmethod
     def sender(channel: Channel, session: bytes, direction: str, depth: int = DEPTH) -> TransferSender:
@@ -155,8 +161,8 @@ class _Transfers:
         batches = _batches(count)
         if not self._open:
             raise CorrelationError("oblivious transfer: failed before; start a new session")
-        if count < 0 or not 0 <= width <= 8:
-            raise CorrelationError(f"oblivious transfer: {count} of {width} bytes; numbers have 1 to 8 bytes")
+        if count < 0:
+            raise CorrelationError(f"oblivious transfer: {count} transfers; ask for 0 or more")
         if self._used + sum(_rows(size) for _, size in batches) > _LIFETIME_ROWS:
             raise CorrelationError("oblivious transfer: this session's are used up; start a new session")
         self._open = False
@@ -218,7 +224,7 @@ class TransferSender(_Transfers):
 
     def numbers(self, count: int, width: int) -> Pair:
         """r_0 and r_1, int64 [count]: uniform integers of `width` bytes, 1 to 8, and their sign above."""
-        return self._run(count, width)
+        return self._run(count, _checked(width))
 
     def _run(self, count: int, width: int) -> Pair:
         with self._using(count, width) as batches:
@@ -261,7 +267,7 @@ class TransferReceiver(_Transfers):
     def numbers(self, count: int, width: int) -> Pair:
         """c, a plane int64 [count / 64, rounded up], and r_c, int64 [count]: uniform integers of `width` bytes, 1 to 8,
         and their sign above."""
-        return self._run(count, width)
+        return self._run(count, _checked(width))
 
     def _run(self, count: int, width: int) -> Pair:
         with self._using(count, width) as batches:
@@ -285,6 +291,12 @@ class TransferReceiver(_Transfers):
         message += _sums_hash(self._bound, check_sums(planes, challenge.factors))
         self._channel.send(message)
         return challenge.key
+
+
+def _checked(width: int) -> int:
+    if not 1 <= width <= 8:
+        raise CorrelationError(f"oblivious transfer: numbers of {width} bytes; choose 1 to 8")
+    return width
 
 
 def _results(count: int, width: int) -> Tensor:

@@ -203,7 +203,7 @@ def _open_rows(draw: Draw, n: int) -> tuple[object, ...]:
 def _fold(draw: Draw, n: int) -> tuple[object, ...]:
     depth, words = draw(st.integers(1, 8)), 8 * draw(st.integers(1, 9))
     leaves = uniform(1 << depth, 4)
-    leaves[-1, 3] = -1 - (draw(st.integers(0, 200)) << 56)  # a counter near its carry, the most significant byte first
+    leaves[-1, 3] = -1 - (draw(st.integers(0, 100)) << 56)  # a counter near its carry, the most significant byte first
     return leaves, draw(st.booleans()), draw(st.integers(0, 1 << 40)), torch.zeros(depth, words).long(), uniform(words)
 
 
