@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...cores import MOST_THREADS, cores, side_by_side
+from ...levels import features
 from ..devices import CPU
 from .library import call, constant, whole
 
@@ -25,6 +26,7 @@ _MOST_CELLS = 1 << 31
 _MOST_BLOCKS = 4  # of a leaf's numbers
 _PRODUCTS = 1 << 23  # that a thread takes at least: a fifth of a millisecond
 _MOST_FACTORS = 5  # of a product that `join` adds
+_MOST_DEPTH = 8  # of a tree that is folded
 
 
 def pack_into(out: bytearray, at: int, tensor: Tensor, width: int, minus: Tensor | None = None) -> int | None:
@@ -354,6 +356,55 @@ def _are_nodes(nodes: Tensor, becomes: Sequence[Tensor], words: Tensor) -> bool:
     if nodes.dim() != 3 or nodes.shape[2] != 2 or words.dim() != 2 or len(words) != len(nodes):
         return False
     return whole(nodes, *becomes, like=nodes) and whole(words)
+
+
+def fold(leaves: Tensor, known: bool, start: int, planes: Tensor, total: Tensor) -> Tensor | None:
+    lanes, count, depth = transfer_lanes(), total.numel(), len(planes)
+    if not lanes or not 0 < depth <= _MOST_DEPTH or leaves.shape != (1 << depth, 4) or count % 8 or start < 0:
+        return None
+    if not whole(leaves, planes, total) or total.shape != (count,) or planes.shape != (depth, count):
+        return None
+    call("fold", leaves, depth, not known, start, count, lanes, planes, total)
+    return total
+
+
+def transpose_planes(planes: Tensor, rows: Tensor) -> Tensor | None:
+    if not constant("transfer_lanes") or planes.dim() != 2 or len(planes) != 128 or planes.shape[1] % 8:
+        return None
+    if not whole(planes, rows) or rows.shape != (64 * planes.shape[1], 2):
+        return None
+    call("transpose_planes", planes, planes.shape[1], rows)
+    return rows
+
+
+def hash_rows(rows: Tensor, offset: Tensor, first: int, key: Tensor, width: int, out: Tensor) -> Tensor | None:
+    lanes, count = transfer_lanes(), len(rows)
+    if not lanes or count % 64 or rows.shape != (count, 2) or offset.shape != (2,) or key.shape != (2,):
+        return None
+    if not whole(rows, offset, key, out) or not 0 <= width <= 8 or out.shape != ((count if width else count // 64),):
+        return None
+    call("hash_rows", rows, count, offset, first, key, width, lanes, out)
+    return out
+
+
+def check_sums(planes: Tensor, factors: Tensor) -> Tensor | None:
+    lanes = transfer_lanes()
+    if not lanes or planes.dim() != 2 or not whole(planes, factors):
+        return None
+    n, count = planes.shape
+    if count % 8 or factors.shape != (count,):
+        return None
+    out = torch.empty(n, 2, dtype=torch.int64)
+    call("check_sums", planes, n, count, factors, lanes, out)
+    return out
+
+
+def transfer_lanes() -> int:
+    """Blocks of AES at once, of the kernels of oblivious transfer; 0: there are none, or this processor lacks AES."""
+    if not {"aes", "pclmulqdq"} <= features():
+        return 0
+    most = constant("transfer_lanes")
+    return most if {"vaes", "vpclmulqdq"} <= features() else min(most, 1)
 
 
 def _is_place(bits: int, low: int, drop: int) -> bool:

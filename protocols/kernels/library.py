@@ -67,6 +67,10 @@ _TAKES = {
     "pack24": "ana",
     "unpack24": "ana",
     "open_rows": "aaaaaaannniaa",
+    "fold": "aiinniaa",
+    "transpose_planes": "ana",
+    "hash_rows": "anauaiia",
+    "check_sums": "annaia",
 }
 
 

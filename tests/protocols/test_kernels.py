@@ -12,8 +12,9 @@ from blindformer.protocols.beaver.gates import all_of, expansion
 from blindformer.protocols.beaver.primitive import primitives
 from blindformer.protocols.delegated import arithmetic
 from blindformer.protocols.devices import CPU
-from blindformer.protocols.kernels import library
+from blindformer.protocols.kernels import bindings, library
 from blindformer.protocols.kernels.library import kernels
+from blindformer.protocols.oblivious import folding
 from blindformer.protocols.operations.fourier import POINTS, WAVE
 from blindformer.protocols.wire import held_in
 from blindformer.tests import levels
@@ -21,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-primitives(), arithmetic  # with them come their kernels
+primitives(), arithmetic, folding  # with them come their kernels
 Draw = Callable[[st.SearchStrategy[int]], int]
 COUNTS = st.sampled_from([1, 2, 63, 64, 65, 257, 700])
 
@@ -199,6 +200,29 @@ def _open_rows(draw: Draw, n: int) -> tuple[object, ...]:
     return y - s, s, q, rho, rho @ weight.long(), step, scale, ring, torch.empty(rows, outputs)
 
 
+def _fold(draw: Draw, n: int) -> tuple[object, ...]:
+    depth, words = draw(st.integers(1, 8)), 8 * draw(st.integers(1, 9))
+    leaves = uniform(1 << depth, 4)
+    leaves[-1, 3] = -1 - (draw(st.integers(0, 100)) << 56)  # a counter near its carry, the most significant byte first
+    return leaves, draw(st.booleans()), draw(st.integers(0, 1 << 40)), torch.zeros(depth, words).long(), uniform(words)
+
+
+def _transpose_planes(draw: Draw, n: int) -> tuple[object, ...]:
+    words = 8 * draw(st.integers(1, 9))
+    return uniform(128, words), uniform(64 * words, 2)
+
+
+def _hash_rows(draw: Draw, n: int) -> tuple[object, ...]:
+    width, words = draw(st.integers(0, 8)), draw(st.integers(1, 9))
+    out = uniform(64 * words if width else words)
+    return uniform(64 * words, 2), uniform(2), draw(st.integers(0, 1 << 60)), uniform(2), width, out
+
+
+def _check_sums(draw: Draw, n: int) -> tuple[object, ...]:
+    words = 8 * draw(st.integers(1, 20))
+    return uniform(draw(st.integers(1, 9)), words), uniform(words)
+
+
 DRAWN = {
     name: globals()[f"_{name.removesuffix('_into')}"]
     for name in (
@@ -216,8 +240,11 @@ DRAWN = {
         *("corrected_children", "deal_level", "leaf_numbers", "last_cells", "row_parities"),
         *("read_table", "to_planes", "from_plane", "compare_blocks", "join", "matmul"),
         *("linear32", "quantised", "open_rows", "pack24", "unpack24"),
+        *("fold", "transpose_planes", "hash_rows", "check_sums"),
     )
 }
+OF_TRANSFERS = ("fold", "transpose_planes", "hash_rows", "check_sums")
+WRITING = ("leaf_numbers", "deal_level", *OF_TRANSFERS)  # into an argument
 
 
 def test_these_are_all_kernels() -> None:
@@ -247,14 +274,17 @@ def test_a_kernel_gives_the_bits_of_its_torch_function(name: str, level: str, da
     torch.manual_seed(n)
     results: list[object] = []
     given = DRAWN[name](data.draw, n)
+    with levels.at(level):
+        if name in OF_TRANSFERS and not bindings.transfer_lanes():
+            pytest.skip("this level has no AES")
     for function in (kernels[name].reference, kernels[name].run):
         args = tuple(bytearray(x) if isinstance(x, bytearray) else x for x in given)
-        if name in ("leaf_numbers", "deal_level"):  # which write into one
+        if name in WRITING:
             args = tuple(x.clone() if isinstance(x, Tensor) else x for x in args)
         with levels.at(level):
             result = function(*args)
         assert result is not None
-        written = {"pack_into": 0, "deal_level": 4, "open_rows": 8}
+        written = {"pack_into": 0, "deal_level": 4, "open_rows": 8, "fold": 3}
         results.append((result, args[written[name]]) if name in written else result)
     assert _same(*results), given
 
@@ -358,6 +388,20 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
         ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 4), steps, scale[:3], 32, floats), {}),
         ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 4), steps, scale.double(), 32, floats), {}),
         ("open_rows", (ints, ints, ints, uniform(2, 4), uniform(2, 4), steps, scale, 33, floats), {}),
+        ("fold", (uniform(4, 4), True, 0, uniform(2, 9), uniform(9)), {}),  # not whole vectors
+        ("fold", (uniform(4, 4), True, 0, uniform(3, 8), uniform(8)), {}),
+        ("fold", (uniform(4, 4), True, 0, uniform(2, 8), uniform(16)), {}),
+        ("fold", (uniform(512, 4), True, 0, uniform(9, 8), uniform(8)), {}),
+        ("fold", (uniform(4, 3), True, 0, uniform(2, 8), uniform(8)), {}),
+        ("transpose_planes", (uniform(128, 9), uniform(576, 2)), {}),
+        ("transpose_planes", (uniform(127, 8), uniform(512, 2)), {}),
+        ("transpose_planes", (uniform(128, 8), uniform(511, 2)), {}),
+        ("hash_rows", (uniform(65, 2), uniform(2), 0, uniform(2), 8, uniform(65)), {}),
+        ("hash_rows", (uniform(64, 2), uniform(1), 0, uniform(2), 8, uniform(64)), {}),
+        ("hash_rows", (uniform(64, 2), uniform(2), 0, uniform(2), 0, uniform(64)), {}),
+        ("hash_rows", (uniform(64, 2), uniform(2), 0, uniform(2), 9, uniform(64)), {}),
+        ("check_sums", (uniform(2, 9), uniform(9)), {}),
+        ("check_sums", (uniform(2, 8), uniform(7)), {}),
     ):
         assert kernels[name].run(*args, **more) is None, (name, args, more)
 

@@ -1,0 +1,168 @@
+/* What AES and products without carries do in transfer.c, of LANES blocks of 128 bits in a vector: 1 or 4. Included
+ * once for each. */
+
+#if LANES == 4
+#define NAME(name) name##_4
+#define TARGET __attribute__((target("aes,pclmul,vaes,vpclmulqdq")))
+#define BLOCKS __m512i
+#define LOAD(from) _mm512_loadu_si512((const void *)(from))
+#define STORE(to, v) _mm512_storeu_si512((void *)(to), v)
+#define EVERY(block) _mm512_broadcast_i32x4(block)
+#define XOR(a, b) _mm512_xor_si512(a, b)
+#define ADD(a, b) _mm512_add_epi64(a, b)
+#define SHUFFLE(a, b) _mm512_shuffle_epi8(a, b)
+#define NUMBERED(low, high) _mm512_add_epi64(EVERY(_mm_set_epi64x((i64)(high), (i64)(low))), \
+                                             _mm512_set_epi64(0, 3, 0, 2, 0, 1, 0, 0))
+#define ROUND(x, key) _mm512_aesenc_epi128(x, key)
+#define LAST_ROUND(x, key) _mm512_aesenclast_epi128(x, key)
+#define CARRYLESS(a, b, which) _mm512_clmulepi64_epi128(a, b, which)
+#else
+#define NAME(name) name##_1
+#define TARGET __attribute__((target("aes,pclmul")))
+#define BLOCKS __m128i
+#define LOAD(from) _mm_loadu_si128((const __m128i *)(from))
+#define STORE(to, v) _mm_storeu_si128((__m128i *)(to), v)
+#define EVERY(block) (block)
+#define XOR(a, b) _mm_xor_si128(a, b)
+#define ADD(a, b) _mm_add_epi64(a, b)
+#define SHUFFLE(a, b) _mm_shuffle_epi8(a, b)
+#define NUMBERED(low, high) _mm_set_epi64x((i64)(high), (i64)(low))
+#define ROUND(x, key) _mm_aesenc_si128(x, key)
+#define LAST_ROUND(x, key) _mm_aesenclast_si128(x, key)
+#define CARRYLESS(a, b, which) _mm_clmulepi64_si128(a, b, which)
+#endif
+
+/* AES of eight vectors, in place. */
+TARGET INLINE void NAME(encrypt)(const __m128i *keys, BLOCKS *x)
+{
+    BLOCKS key = EVERY(keys[0]);
+    UNROLL
+    for (int i = 0; i < 8; i++) x[i] = XOR(x[i], key);
+    UNROLL
+    for (int round = 1; round < ROUNDS; round++) {
+        key = EVERY(keys[round]);
+        UNROLL
+        for (int i = 0; i < 8; i++) x[i] = ROUND(x[i], key);
+    }
+    key = EVERY(keys[ROUNDS]);
+    UNROLL
+    for (int i = 0; i < 8; i++) x[i] = LAST_ROUND(x[i], key);
+}
+
+/* PIECE bytes of key stream. */
+TARGET INLINE void NAME(stream)(const __m128i *keys, struct counter counter, u64 *out)
+{
+    const BLOCKS reversed = EVERY(_mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    for (int at = 0; at < PIECE / 16; at += 8 * LANES) {
+        BLOCKS x[8];
+        if (counter.low + PIECE / 16 < counter.low) { /* a carry among these */
+            u64 blocks[2 * 8 * LANES];
+            for (int i = 0; i < 8 * LANES; i++) {
+                struct counter next = advanced(counter, (u64)(at + i));
+                blocks[2 * i] = next.low;
+                blocks[2 * i + 1] = next.high;
+            }
+            for (int i = 0; i < 8; i++) x[i] = LOAD(blocks + 2 * i * LANES);
+        } else {
+            x[0] = NUMBERED(counter.low + (u64)at, counter.high);
+            UNROLL
+            for (int i = 1; i < 8; i++) x[i] = ADD(x[0], EVERY(_mm_set_epi64x(0, i * LANES)));
+        }
+        UNROLL
+        for (int i = 0; i < 8; i++) x[i] = SHUFFLE(x[i], reversed);
+        NAME(encrypt)(keys, x);
+        UNROLL
+        for (int i = 0; i < 8; i++) STORE(out + 2 * at + 2 * i * LANES, x[i]);
+    }
+}
+
+TARGET static void NAME(fold)(const __m128i (*keys)[ROUNDS + 1], const struct counter *counters, u64 start, int depth,
+                              int unknown, size_t count, u64 *planes, u64 *total)
+{
+    enum { WIDE = PIECE / VECTOR };
+    words sums[MOST_DEPTH][WIDE], left[MOST_DEPTH + 1][WIDE], node[WIDE];
+    for (size_t at = 0; at < count; at += PIECE / 8) {
+        memset(sums, 0, sizeof sums);
+        memset(left[0], 0, sizeof left[0]);
+        for (int leaf = unknown; leaf < 1 << depth; leaf++) {
+            NAME(stream)(keys[leaf], advanced(counters[leaf], start + at / 2), (u64 *)node);
+            int level = 0;
+            for (; leaf >> level & 1; level++) { /* a right child: its parent is known now, too */
+                for (int i = 0; i < WIDE; i++) {
+                    sums[level][i] ^= node[i];
+                    node[i] ^= left[level][i];
+                }
+            }
+            memcpy(left[level], node, sizeof node);
+        }
+        size_t size = count - at < PIECE / 8 ? 8 * (count - at) : PIECE;
+        for (int level = 0; level < depth; level++) memcpy(planes + level * count + at, sums[level], size);
+        memcpy(total + at, left[depth], size);
+    }
+}
+
+TARGET static void NAME(hash_rows)(const u64 *rows, size_t count, const u64 *offset, u64 first, const __m128i *keys,
+                                   int width, u64 *out)
+{
+    const BLOCKS add = EVERY(_mm_loadu_si128((const __m128i *)offset));
+    u64 hashed[2 * 8 * LANES];
+    for (size_t at = 0; at < count; at += 8 * LANES) {
+        BLOCKS once[8], twice[8];
+        UNROLL
+        for (int i = 0; i < 8; i++) once[i] = XOR(LOAD(rows + 2 * at + 2 * i * LANES), add);
+        NAME(encrypt)(keys, once);
+        BLOCKS tweak = NUMBERED(first + at, 0);
+        UNROLL
+        for (int i = 0; i < 8; i++) twice[i] = XOR(once[i], ADD(tweak, EVERY(_mm_set_epi64x(0, i * LANES))));
+        NAME(encrypt)(keys, twice);
+        UNROLL
+        for (int i = 0; i < 8; i++) STORE(hashed + 2 * i * LANES, XOR(twice[i], once[i]));
+        if (width) {
+            int high = 64 - 8 * width;
+            for (int i = 0; i < 8 * LANES; i++) out[at + i] = (u64)((i64)(hashed[2 * i] << high) >> high);
+        } else {
+            u64 bits = 0;
+            for (int i = 0; i < 8 * LANES; i++) bits |= (hashed[2 * i] & 1) << i;
+            if (at % 64 == 0) out[at / 64] = 0;
+            out[at / 64] |= bits << at % 64;
+        }
+    }
+}
+
+/* The sum over blocks of plane times coefficient, of degree below 256: four words. */
+TARGET static void NAME(sum_products)(const u64 *plane, const u64 *factors, size_t blocks, u64 *out)
+{
+    BLOCKS low = EVERY(_mm_setzero_si128()), middle = low, high = low;
+    size_t at = 0;
+    for (; at + LANES <= blocks; at += LANES) {
+        BLOCKS a = LOAD(plane + 2 * at), b = LOAD(factors + 2 * at);
+        low = XOR(low, CARRYLESS(a, b, 0x00));
+        middle = XOR(middle, XOR(CARRYLESS(a, b, 0x01), CARRYLESS(a, b, 0x10)));
+        high = XOR(high, CARRYLESS(a, b, 0x11));
+    }
+    u64 sums[3][2 * LANES];
+    STORE(sums[0], low);
+    STORE(sums[1], middle);
+    STORE(sums[2], high);
+    memset(out, 0, 32);
+    for (int lane = 0; lane < LANES; lane++)
+        for (int part = 0; part < 3; part++) {
+            out[part] ^= sums[part][2 * lane];
+            out[part + 1] ^= sums[part][2 * lane + 1];
+        }
+}
+
+#undef NAME
+#undef TARGET
+#undef BLOCKS
+#undef LOAD
+#undef STORE
+#undef EVERY
+#undef XOR
+#undef ADD
+#undef SHUFFLE
+#undef NUMBERED
+#undef ROUND
+#undef LAST_ROUND
+#undef CARRYLESS
+#undef LANES

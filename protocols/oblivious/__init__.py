@@ -1,0 +1,1 @@
+"""Oblivious transfer: correlated randomness that two parties make between them, without a dealer."""
