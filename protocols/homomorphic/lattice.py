@@ -111,6 +111,13 @@ class Lattice:
         loaded.load_bytes(context, form)
         return loaded
 
+    def polynomial(self, coefficients: Words, context: Any) -> Any:
+        """SEAL's plaintext [degree] of another context, by its coefficients."""
+        loaded = seal.Plaintext()
+        sizes = struct.pack("<Qd", coefficients.size, 1.0)
+        loaded.load_bytes(context, self._framed(bytes(_ID), sizes, self._numbers(coefficients)))
+        return loaded
+
     def transformed(self, pair: Words, level: bytes) -> Words:
         """The number-theoretic transforms of two polynomials [2, primes, degree]: SEAL has them of ciphertexts, whose
         second part must not be zero."""

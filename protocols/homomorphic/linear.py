@@ -155,7 +155,9 @@ class LinearClient:
         batch, inner, columns = shape
         expected = linear_cost(batch, 1, inner, columns, width)[0]
         if len(setup) != expected:
-            raise HomomorphicError(f"encrypted weights: {len(setup)} bytes instead of {expected}; both need one program")
+            raise HomomorphicError(
+                f"encrypted weights: {len(setup)} bytes instead of {expected}; both need one program"
+            )
         ring, number = lattice(), 0
         self._weights: list[list[Any]] = []
         for block in blocks(columns):

@@ -104,7 +104,9 @@ def fractions_of(
     """The same with their noise, as fractions of 2^64: all that the key's holder can see."""
     ring, size = lattice(), sent_bytes(modulus)
     if len(data) != reply_bytes(modulus, count):
-        raise HomomorphicError(f"reply: {len(data)} bytes instead of {reply_bytes(modulus, count)}; both need one version")
+        raise HomomorphicError(
+            f"reply: {len(data)} bytes instead of {reply_bytes(modulus, count)}; both need one version"
+        )
     pair = np.zeros((2, 2, DEGREE), dtype=np.uint64)
     pair[1] = integers(data[: DEGREE * size], size, ring.sent_primes)
     pair[0][:, places] = integers(data[DEGREE * size :], size, ring.sent_primes)

@@ -50,9 +50,7 @@ def scaled(message: Words, modulus: int, primes: Sequence[int]) -> Words:
         remainder = multiplied(message, product, modulus)
     else:
         remainder = message * np.uint64(product % (1 << 64)) & np.uint64(modulus - 1)
-    return np.stack(
-        [multiplied(remainder % np.uint64(prime), -pow(modulus, -1, prime), prime) for prime in primes]
-    )
+    return np.stack([multiplied(remainder % np.uint64(prime), -pow(modulus, -1, prime), prime) for prime in primes])
 
 
 def fractions(residues: Words, primes: tuple[int, int], size: int) -> bytes:
