@@ -22,6 +22,8 @@ from __future__ import annotations
 import secrets
 import struct
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -29,10 +31,7 @@ import numpy as np
 from ..errors import BlindformerError
 from .residues import Words, from_bytes7, reduced, to_bytes7, uniform
 
-try:
-    import seal  # pyright: ignore[reportMissingImports]
-except ImportError:
-    seal = None
+seal: Any = import_module("seal") if find_spec("seal") else None  # an extra
 
 DEGREE = 8192
 _BITS = (50, 50, 56, 56)
@@ -84,18 +83,18 @@ class Lattice:
         """Of a reply before it is cut."""
         return self.primes[0], self.primes[1]
 
-    def _framed(self, *members: bytes) -> bytes:
+    def framed(self, *members: bytes) -> bytes:
         body = b"".join(members)
         return _HEADER.pack(0xA15E, _HEADER.size, *self._version, 0, 0, _HEADER.size + len(body)) + body
 
-    def _numbers(self, values: Words) -> bytes:
-        return self._framed(struct.pack("<Q", values.size), np.ascontiguousarray(values).tobytes())
+    def numbers(self, values: Words) -> bytes:
+        return self.framed(struct.pack("<Q", values.size), np.ascontiguousarray(values).tobytes())
 
     def ciphertext_form(self, values: Words, level: bytes, transformed: bool = True) -> bytes:
         """SEAL's form of a ciphertext [parts, primes, degree] at a level."""
         parts, primes, degree = values.shape
         sizes = struct.pack("<?QQQdQ", transformed, parts, degree, primes, 1.0, 1)
-        return self._framed(level, sizes, self._numbers(values))
+        return self.framed(level, sizes, self.numbers(values))
 
     def ciphertext(self, values: Words, level: bytes, transformed: bool = True) -> Any:
         loaded = seal.Ciphertext()
@@ -107,7 +106,7 @@ class Lattice:
         """A polynomial [primes, degree] of transformed numbers."""
         loaded = seal.Plaintext()
         context = self.wide if level in (self.first, self.dropped) else self.narrow
-        form = self._framed(level, struct.pack("<Qd", values.size, 1.0), self._numbers(values))
+        form = self.framed(level, struct.pack("<Qd", values.size, 1.0), self.numbers(values))
         loaded.load_bytes(context, form)
         return loaded
 
@@ -115,7 +114,7 @@ class Lattice:
         """SEAL's plaintext [degree] of another context, by its coefficients."""
         loaded = seal.Plaintext()
         sizes = struct.pack("<Qd", coefficients.size, 1.0)
-        loaded.load_bytes(context, self._framed(bytes(_ID), sizes, self._numbers(coefficients)))
+        loaded.load_bytes(context, self.framed(bytes(_ID), sizes, self.numbers(coefficients)))
         return loaded
 
     def transformed(self, pair: Words, level: bytes) -> Words:
@@ -145,7 +144,7 @@ class Lattice:
         for element, digits in keys.items():
             forms = [self.ciphertext_form(values, self.key_level) for values in digits]
             table[(element - 1) // 2] = b"".join((struct.pack("<Q", len(digits)), *forms))
-        return self._framed(self.key_level, struct.pack("<Q", DEGREE), *(table[index] for index in range(DEGREE)))
+        return self.framed(self.key_level, struct.pack("<Q", DEGREE), *(table[index] for index in range(DEGREE)))
 
 
 @cache
@@ -166,7 +165,7 @@ class LatticeKey:
         form = bytes(self._secret.to_string())[-8 * DEGREE * (ALL_PRIMES + 1) :]
         values = np.frombuffer(form, dtype=np.uint64).reshape(-1, DEGREE)[:ALL_PRIMES]
         sizes = struct.pack("<Qd", values.size, 1.0)
-        self._narrow = ring.narrow.from_secret_str(ring._framed(ring.key_level, sizes, ring._numbers(values)))
+        self._narrow = ring.narrow.from_secret_str(ring.framed(ring.key_level, sizes, ring.numbers(values)))
         self._decryptor = seal.Decryptor(ring.narrow, self._narrow)
 
     def encrypted(self, message: Words) -> bytes:

@@ -229,9 +229,9 @@ class LinearClient:
         evaluator = lattice().evaluator
         if x is None and y is None:
             return None
-        moved = None if y is None else evaluator.multiply_plain(y, lattice().monomial(half))
-        if moved is None:
+        if y is None:
             return evaluator.add(x, evaluator.apply_galois(x, element, self.public.merging))
+        moved = evaluator.multiply_plain(y, lattice().monomial(half))
         if x is None:
             return evaluator.sub(moved, evaluator.apply_galois(moved, element, self.public.merging))
         turned = evaluator.apply_galois(evaluator.sub(x, moved), element, self.public.merging)
