@@ -52,7 +52,7 @@ Shape = tuple[int, int, int]  # batch, rows of W, columns of W
 
 
 @dataclass(frozen=True)
-class Block:
+class ColumnBlock:
     """Columns of W from `start` on: `count` of them, in the place of `padded`."""
 
     start: int
@@ -70,7 +70,7 @@ class Block:
         return (columns[:, None] * np.uint64(self.group) + lines).reshape(-1)
 
 
-def blocks(columns: int) -> list[Block]:
+def blocks(columns: int) -> list[ColumnBlock]:
     """Blocks of a power of two; padded if that wastes a quarter at most."""
     out, start = [], 0
     while start < columns:
@@ -78,7 +78,7 @@ def blocks(columns: int) -> list[Block]:
         padded = max(_LEAST_COLUMNS, 1 << (left - 1).bit_length())
         if 4 * left < 3 * padded and padded > _LEAST_COLUMNS:
             padded //= 2
-        out.append(Block(start, min(left, padded), padded))
+        out.append(ColumnBlock(start, min(left, padded), padded))
         start += out[-1].count
     return out
 
@@ -92,11 +92,11 @@ def linear_cost(batch: int, rows: int, inner: int, columns: int, width: int = 8)
     return setup, back
 
 
-def _groups(rows: int, block: Block) -> list[range]:
+def _groups(rows: int, block: ColumnBlock) -> list[range]:
     return [range(start, min(start + block.group, rows)) for start in range(0, rows, block.group)]
 
 
-def _noise(block: Block, inner: int, width: int) -> int:
+def _noise(block: ColumnBlock, inner: int, width: int) -> int:
     product = inner * (LARGEST_ERROR + 1) << (8 * width - 1)
     return product // lattice().primes[-1] + 1 + block.group * (ROUNDING + SWITCHING)
 
@@ -189,7 +189,7 @@ class LinearClient:
                 parts.append(reply(self.public, merged, message, 1 << 8 * self.width, noise, places))
         return b"".join(parts)
 
-    def _product(self, weights: list[Any], block: Block, numbers: np.ndarray, start: int) -> Any:
+    def _product(self, weights: list[Any], block: ColumnBlock, numbers: np.ndarray, start: int) -> Any:
         """A row of A, divided by the group, times W, whose rows begin at `start` of the batch's: None for zeros."""
         ring, group = lattice(), block.group
         first, last = start // group, -(-(start + len(numbers)) // group)

@@ -11,7 +11,7 @@ the modulus becomes the first two primes', and of each coefficient only the firs
 first part only coefficients with a result are sent.
 
 *The key's holder* learns message less mask, which is uniform, and noise that it could have drawn itself, up to 2^-64 a
-number. It is exact: noise, flood and what is cut off are together below half a step of the message (`check_room`).
+number. It is exact: noise, flood and what is cut off are together below half a step of the message (`flood_bits`).
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from blindformer.protocols.homomorphic.lattice import (
 from blindformer.protocols.homomorphic.linear import LinearClient, LinearServer, linear_cost
 from blindformer.protocols.homomorphic.matrices import MatrixParty, matrix_cost
 from blindformer.protocols.homomorphic.products import ProductAlice, ProductBob, product_cost
-from blindformer.protocols.homomorphic.replies import FLOOD_BITS, flood_bits, fractions_of
-from blindformer.protocols.homomorphic.residues import as_fraction, fractions, of_fraction, scaled
+from blindformer.protocols.homomorphic.replies import FLOOD_BITS, flood_bits
+from blindformer.protocols.homomorphic.residues import as_fraction, fractions, integers, of_fraction, scaled
 
 WIDTHS = range(1, 9)
 
@@ -102,35 +102,34 @@ def test_shares_of_products_of_shared_matrices(key, public, shape):
     assert torch.equal(first.share(replies[1], r) + second.share(replies[0], s), (a + c) @ (b + d))
 
 
+def noise_of(key: LatticeKey, reply: bytes, places: np.ndarray, message: torch.Tensor) -> np.ndarray:
+    """What the key's holder sees beyond a message modulo 2^64, in units of 2^-80 of the modulus."""
+    first, second = primes = lattice().sent_primes
+    pair = np.zeros((2, 2, DEGREE), dtype=np.uint64)
+    pair[1], pair[0][:, places] = integers(reply[: 10 * DEGREE], 10, primes), integers(reply[10 * DEGREE :], 10, primes)
+    out = []
+    for x, y, sent in zip(*key.phases(pair)[:, places].tolist(), message.tolist(), strict=True):
+        whole = x + first * ((y - x) * pow(first, -1, second) % second)
+        whole -= first * second if whole > first * second // 2 else 0
+        out.append((whole - sent * 2**16 + 2**79) % 2**80 - 2**79)
+    return np.array(out, dtype=np.float64)
+
+
 def test_noise_that_the_keys_holder_sees_is_the_flood_whatever_the_other_multiplied(key, public):
-    """Of two very different A, zeros and the largest, with the same R: what is decrypted less the message is uniform
-    over the flood's range for both. Without the flood, one has noise of next to no bits, and the other of 78."""
+    """For no A and for the largest, it is uniform over the flood's range, which is 2^64 times that of any noise."""
     size, places = 64, np.arange(64, dtype=np.uint64) * np.uint64(DEGREE // 64)
-    weights = uniform_integers(64, size) >> 48
+    weights, seen = uniform_integers(64, size) >> 48, []
     client = LinearClient(public, LinearServer(key, weights).setup(), (1, 64, size))
-    product = 1
-    for prime in lattice().data_primes:
-        product *= prime
-    noises = []
     for number in (0, -(1 << 63)):
         a, r = torch.full((1, 64), number), uniform_integers(1, size)
-        total = []
-        for _ in range(30):
-            # A message in the high 56 bits shows the noise of a message of 64 bits in those below.
-            reply = client.reply(a, r)
-            total.append(fractions_of(key, reply, 1 << 64, places, size))
-        message = (a @ weights - r).numpy().view(np.uint64)[0]
-        assert all(np.array_equal(one, message) for one in total)  # the flood stays below half a step
-    flood = flood_bits(1 << 8, 1 << 20)
-    assert flood - (1 << 20).bit_length() >= FLOOD_BITS
-    narrow = LinearClient(public, LinearServer(key, weights, 1).setup(), (1, 64, size), 1)
-    for number in (0, -128):
-        a, r = torch.full((1, 64), number), uniform_integers(1, size)
-        message = ((a @ weights - r).numpy().view(np.uint64)[0] & np.uint64(255)) << np.uint64(56)
-        seen = [fractions_of(key, narrow.reply(a, r), 1 << 8, places, size) - message for _ in range(30)]
-        noises.append(np.concatenate(seen).view(np.int64) / 2.0**64)
-    assert all(abs(noise).max() < 2.0**-9 for noise in noises)
-    assert noises[0].std() == pytest.approx(noises[1].std(), rel=0.1)
+        message = (a @ weights - r)[0]
+        seen.append(np.concatenate([noise_of(key, client.reply(a, r), places, message) for _ in range(20)]))
+    noise = 1 << 27  # more than the largest of this product
+    reach = 2.0 ** (flood_bits(1 << 64, noise - (1 << 26)) - 1 + 80 - 156)
+    assert flood_bits(1 << 64, 1 << 20) >= FLOOD_BITS + 20
+    for one in seen:
+        assert abs(one).max() < 1.3 * reach  # the flood, and what is cut off
+        assert one.std() == pytest.approx(reach / 3**0.5, rel=0.1)
 
 
 def test_a_mask_is_all_that_the_keys_holder_decrypts(key, public):
