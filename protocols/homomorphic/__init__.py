@@ -1,0 +1,9 @@
+"""Correlated randomness without a dealer: client and server make products between them, under ring-LWE (SEAL).
+
+    linear     A W: A of one party, W of the other, encrypted once for all products
+    products   a * b of shared numbers
+    matrices   A B of shared matrices
+    replies    what goes back, and why it shows no more than its message
+    lattice    keys and ciphertexts;  residues: their arithmetic in numpy
+Messages are bytes of known sizes; `linear_cost`, `product_cost` and `matrix_cost` give them. No sockets here.
+"""

@@ -1,0 +1,115 @@
+"""What goes back to the key's holder: a message less a mask, of whose noise nothing is left to see.
+
+A ciphertext that was computed reveals its factors twice: by its second part, a public combination of seeds, and by its
+noise, which the key's holder sees. So the one who replies adds
+    an encryption of zero under the public key: the second part is then pseudo-random (ring-LWE, for the ternary secret
+    and errors of this one encryption, which SEAL draws), and its own noise joins the rest;
+    uniform noise of 64 bits more than any noise v can have: U and U + v have statistical distance |v| / 2^F <= 2^-64,
+    if U is uniform over 2^F numbers and F = FLOOD_BITS + bits of the bound. The bound holds always, not on average.
+Over 2^24 numbers a query that is 2^-40 in all. What follows is a function of this ciphertext alone, and shows no more:
+the modulus becomes the first two primes', and of each coefficient only the first bits are sent, as a fraction. Of the
+first part only coefficients with a result are sent.
+
+*The key's holder* learns message less mask, which is uniform, and noise that it could have drawn itself, up to 2^-64 a
+number. It is exact: noise, flood and what is cut off are together below half a step of the message (`flood_bits`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .lattice import (
+    DATA_PRIMES,
+    DEGREE,
+    LARGEST_ERROR,
+    HomomorphicError,
+    LatticeKey,
+    LatticePublic,
+    lattice,
+    random_below,
+    values_of,
+)
+from .residues import Words, as_fraction, fractions, integers, of_fraction, scaled
+
+FLOOD_BITS = 64
+_SPARE_BITS = 16  # that are sent of a fraction beyond the message: what is cut is DEGREE + 1 of their units at most
+ROUNDING = (DEGREE + 1) // 2 + 1
+"""The most noise of a division of the modulus, for a ternary secret."""
+FRESH = LARGEST_ERROR * (2 * DEGREE + 1) + ROUNDING
+"""The most noise of an encryption under the public key."""
+SWITCHING = DATA_PRIMES * DEGREE * LARGEST_ERROR + ROUNDING
+"""The most noise of a key switch: digits are below the prime that they are divided by."""
+
+
+def sent_bytes(modulus: int) -> int:
+    """Of a coefficient, for messages modulo a power of 256, or a prime below 2^56."""
+    return ((modulus - 1).bit_length() + 7 + _SPARE_BITS) // 8
+
+
+def reply_bytes(modulus: int, count: int) -> int:
+    """A reply with `count` results of at most DEGREE."""
+    return (DEGREE + count) * sent_bytes(modulus)
+
+
+def flood_bits(modulus: int, noise: int) -> int:
+    """Bits of the uniform noise over a noise of at most `noise`, with the public key's. Errors: HomomorphicError where
+    the result would not be exact."""
+    bound, product = noise + FRESH, 1
+    for prime in lattice().data_primes:
+        product *= prime
+    bits = bound.bit_length() + FLOOD_BITS
+    # What is cut off takes a quarter of half a step, the second division and its rounding next to nothing.
+    if 10 * (bound + (1 << (bits - 1))) * 2 * modulus > 7 * product:
+        raise HomomorphicError("this product has more terms than noise can hide exactly; split it along its sum")
+    return bits
+
+
+def reply(
+    public: LatticePublic, computed: Any, masks: Words, modulus: int, noise: int, places: Words | slice = slice(None)
+) -> bytes:
+    """The bytes of a reply.
+
+    computed  SEAL's ciphertext of the data primes, or None for one of zero
+    masks     what is added, modulo `modulus`, [degree]
+    noise     the most that `computed` has
+    places    the coefficients that have results
+    """
+    ring, bits = lattice(), flood_bits(modulus, noise)
+    total = public.encryptor.encrypt_zero()
+    if computed is not None:
+        ring.evaluator.add_inplace(total, computed)
+    added = scaled(masks, modulus, ring.data_primes) + random_below(bits, DEGREE, ring.data_primes)
+    added %= np.array(ring.data_primes, dtype=np.uint64)[:, None]
+    pair = ring.transformed(np.stack([added, np.zeros_like(added)]), ring.data)
+    ring.evaluator.add_plain_inplace(total, ring.plaintext(pair[0], ring.data))
+    ring.evaluator.rescale_to_next_inplace(total)
+    ring.evaluator.transform_from_ntt_inplace(total)
+    first, second = values_of(total)
+    size = sent_bytes(modulus)
+    return fractions(second, ring.sent_primes, size) + fractions(first[:, places], ring.sent_primes, size)
+
+
+def opened(
+    key: LatticeKey, data: bytes | memoryview, modulus: int, places: Words | slice = slice(None), count: int = DEGREE
+) -> Words:
+    """The `count` messages of a reply, modulo `modulus`. Any bytes of `reply_bytes` are some reply."""
+    return of_fraction(fractions_of(key, data, modulus, places, count), modulus)
+
+
+def fractions_of(
+    key: LatticeKey, data: bytes | memoryview, modulus: int, places: Words | slice = slice(None), count: int = DEGREE
+) -> Words:
+    """The same with their noise, as fractions of 2^64: all that the key's holder can see."""
+    ring, size = lattice(), sent_bytes(modulus)
+    if len(data) != reply_bytes(modulus, count):
+        raise HomomorphicError(
+            f"reply: {len(data)} bytes instead of {reply_bytes(modulus, count)}; both need one version"
+        )
+    pair = np.zeros((2, 2, DEGREE), dtype=np.uint64)
+    pair[1] = integers(data[: DEGREE * size], size, ring.sent_primes)
+    pair[0][:, places] = integers(data[DEGREE * size :], size, ring.sent_primes)
+    if not pair[1].any():
+        raise HomomorphicError("reply: its second part is zero, which no encryption has")
+    return as_fraction(key.phases(pair)[:, places], ring.sent_primes, size)

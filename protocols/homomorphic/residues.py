@@ -1,0 +1,146 @@
+"""Numbers of more than 64 bits in numpy: residues modulo primes of at most 56 bits, and fractions of a modulus."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Words = NDArray[np.uint64]
+
+_DIGIT, _DIGITS = 14, 6  # a fraction's digits in bits: a residue of 50 bits and a digit fit a word
+FRACTION_BITS = _DIGIT * _DIGITS
+_LOW_HALF = np.uint64(0xFFFFFFFF)
+
+
+def multiplied(x: Words, factor: int, prime: int) -> Words:
+    """x times a constant modulo a prime below 2^57; x below 2^57. The quotient of doubles is off by less than 2^6, so
+    the remainder is right in 64 signed bits before it is reduced."""
+    factor %= prime
+    quotient = (x.astype(np.float64) * (factor / prime)).astype(np.uint64)
+    remainder = x * np.uint64(factor) - quotient * np.uint64(prime)
+    return np.mod(remainder.view(np.int64), np.int64(prime)).view(np.uint64)
+
+
+def reduced(x: Words, primes: Sequence[int], above: Words | None = None, less: int = 0) -> Words:
+    """Words [...] plus 2^64 times words below 2^56, less a constant, modulo each prime -> [primes, ...]."""
+    rows = []
+    for prime in primes:
+        row = x % np.uint64(prime)
+        if above is not None:
+            row = row + multiplied(above, 1 << 64, prime)
+        rows.append((row + np.uint64(-less % prime)) % np.uint64(prime))
+    return np.stack(rows)
+
+
+def reduced_signed(x: NDArray[np.int64], primes: Sequence[int]) -> Words:
+    """Signed integers [...] modulo each prime -> [primes, ...]."""
+    return np.stack([np.mod(x, np.int64(prime)).view(np.uint64) for prime in primes])
+
+
+def scaled(message: Words, modulus: int, primes: Sequence[int]) -> Words:
+    """floor(Q m / t) modulo each prime of Q, for messages m below t = `modulus`: a power of two up to 2^64, or a prime
+    below 2^57. Q m less its remainder modulo t is a multiple of t, so it is -(Q m mod t) / t modulo a prime of Q."""
+    product = 1
+    for prime in primes:
+        product *= prime
+    if modulus & (modulus - 1):
+        remainder = multiplied(message, product, modulus)
+    else:
+        remainder = message * np.uint64(product % (1 << 64)) & np.uint64(modulus - 1)
+    return np.stack([multiplied(remainder % np.uint64(prime), -pow(modulus, -1, prime), prime) for prime in primes])
+
+
+def fractions(residues: Words, primes: tuple[int, int], size: int) -> bytes:
+    """Numbers by their residues [2, n] -> the first 8 `size` bits of each as a fraction of the primes' product, cut."""
+    digits = [np.zeros(residues.shape[1], dtype=np.uint64) for _ in range(_DIGITS)]
+    for row, prime, other in zip(residues, primes, primes[::-1], strict=True):
+        rest = multiplied(row, pow(other, -1, prime), prime)
+        for digit in digits:
+            rest = rest << np.uint64(_DIGIT)
+            quotient = rest // np.uint64(prime)
+            rest -= quotient * np.uint64(prime)
+            digit += quotient
+    half = _DIGITS // 2
+    high, low = (sum_digits(part) for part in (digits[:half], digits[half:]))
+    bits = np.uint64(_DIGIT * half)
+    high = (high + (low >> bits)) & ((np.uint64(1) << bits) - np.uint64(1))
+    low &= (np.uint64(1) << bits) - np.uint64(1)
+    words, top = (high << bits) | low, high >> (np.uint64(64) - bits)  # 64 bits, and the 20 above them
+    drop = FRACTION_BITS - 8 * size
+    words = (words >> np.uint64(drop)) | (top << np.uint64(64 - drop))
+    pair = np.stack([words, top >> np.uint64(drop) if drop < 64 else 0 * top], axis=-1)
+    return np.ascontiguousarray(pair).view(np.uint8)[:, :size].tobytes()
+
+
+def sum_digits(digits: Sequence[Words]) -> Words:
+    total = np.zeros_like(digits[0])
+    for digit in digits:
+        total = (total << np.uint64(_DIGIT)) + digit
+    return total
+
+
+def integers(data: bytes | memoryview, size: int, primes: Sequence[int]) -> Words:
+    """Integers of `size` bytes each (at most 15) modulo each prime -> [primes, n]."""
+    rows = np.frombuffer(data, dtype=np.uint8).reshape(-1, size)
+    pair = np.zeros((len(rows), 16), dtype=np.uint8)
+    pair[:, :size] = rows
+    words = pair.view(np.uint64)
+    return reduced(words[:, 0].copy(), primes, words[:, 1].copy() if size > 8 else None)
+
+
+def as_fraction(residues: Words, primes: tuple[int, int], size: int) -> Words:
+    """Integers by their residues [2, n], each at most a quarter of the product away from 0 -> these modulo
+    2^(8 size), as fractions of 2^(8 size) in 64 bits, rounded; 8 size is at most 80."""
+    first, second = primes
+    x = residues[0].view(np.int64)
+    step = (residues[1] + np.uint64(second) - residues[0] % np.uint64(second)) % np.uint64(second)
+    y = multiplied(step, pow(first, -1, second), second).view(np.int64)
+    y = np.where(y > second // 2, y - second, y)
+    drop = 8 * size - 64
+    if drop <= 0:
+        return ((x + first * y).view(np.uint64)) << np.uint64(-drop)
+    mask = (1 << drop) - 1
+    carried = (x + (first & mask) * (y & mask) + (1 << (drop - 1))) >> drop
+    return (first * (y >> drop) + (first >> drop) * (y & mask) + carried).view(np.uint64)
+
+
+def of_fraction(fraction: Words, modulus: int) -> Words:
+    """round(t f) modulo t, for fractions f of 2^64: what `scaled` was made of."""
+    if modulus == 1 << 64:
+        return fraction
+    if modulus & (modulus - 1) == 0:
+        bits = modulus.bit_length() - 1
+        return (fraction + np.uint64(1 << (63 - bits))) >> np.uint64(64 - bits)
+    low, high = fraction & _LOW_HALF, fraction >> np.uint64(32)
+    t_low, t_high = np.uint64(modulus & 0xFFFFFFFF), np.uint64(modulus >> 32)
+    middle = ((low * t_low) >> np.uint64(32)) + (high * t_low & _LOW_HALF) + low * t_high  # below 2^58
+    middle += np.uint64(1 << 31)
+    return (high * t_high + (high * t_low >> np.uint64(32)) + (middle >> np.uint64(32))) % np.uint64(modulus)
+
+
+def uniform(seed: bytes, label: str, primes: Sequence[int], count: int) -> Words:
+    """Public polynomials' values, uniform modulo each prime -> [primes, count]: SHAKE128 of a public seed, of which
+    words that are too large are left out."""
+    rows = []
+    for number, prime in enumerate(primes):
+        drawn, extra = np.empty(0, dtype=np.uint64), 64
+        while len(drawn) < count:
+            stream = hashlib.shake_128(seed + f"{label}/{number}".encode()).digest(8 * (count + extra))
+            words = np.frombuffer(stream, dtype=np.uint64) & np.uint64((1 << prime.bit_length()) - 1)
+            drawn, extra = words[words < prime], 4 * extra + count
+        rows.append(drawn[:count])
+    return np.stack(rows)
+
+
+def to_bytes7(residues: Words) -> bytes:
+    """Words below 2^56, of seven bytes each."""
+    return np.ascontiguousarray(residues).reshape(-1, 1).view(np.uint8)[:, :7].tobytes()
+
+
+def from_bytes7(data: bytes | memoryview, shape: tuple[int, ...]) -> Words:
+    words = np.zeros((len(data) // 7, 8), dtype=np.uint8)
+    words[:, :7] = np.frombuffer(data, dtype=np.uint8).reshape(-1, 7)
+    return words.view(np.uint64).reshape(shape)

@@ -1,0 +1,202 @@
+"""Products between two parties under ring-LWE: exact for all numbers, of known sizes, and with nothing in the noise."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("seal")
+
+from blindformer.protocols.homomorphic.lattice import (
+    CIPHERTEXT_BYTES,
+    DEGREE,
+    PUBLIC_BYTES,
+    HomomorphicError,
+    LatticeKey,
+    LatticePublic,
+    lattice,
+    random_words,
+)
+from blindformer.protocols.homomorphic.linear import LinearClient, LinearServer, linear_cost
+from blindformer.protocols.homomorphic.matrices import MatrixParty, matrix_cost
+from blindformer.protocols.homomorphic.products import ProductAlice, ProductBob, product_cost
+from blindformer.protocols.homomorphic.replies import FLOOD_BITS, flood_bits
+from blindformer.protocols.homomorphic.residues import as_fraction, fractions, integers, of_fraction, scaled
+
+WIDTHS = range(1, 9)
+
+
+@pytest.fixture(scope="module")
+def key() -> LatticeKey:
+    return LatticeKey()
+
+
+@pytest.fixture(scope="module")
+def public(key: LatticeKey) -> LatticePublic:
+    return LatticePublic(key.public())
+
+
+def uniform_integers(*shape: int) -> torch.Tensor:
+    return torch.from_numpy(random_words(int(np.prod(shape))).copy().view(np.int64)).view(*shape)
+
+
+def low(x: torch.Tensor, width: int) -> torch.Tensor:
+    return x << 64 - 8 * width
+
+
+def linear_shares(key, public, a, weights, width):
+    batched = weights if weights.dim() == 3 else weights[None]
+    server = LinearServer(key, weights, width)
+    setup = server.setup()
+    client = LinearClient(public, setup, tuple(batched.shape), width)
+    r = uniform_integers(*a.shape[:-1], weights.shape[-1])
+    reply = client.reply(a, r)
+    assert linear_cost(len(batched), a.shape[-2], *batched.shape[1:], width) == (len(setup), len(reply))
+    return server.shares(reply, a.shape[-2]) + r
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_shares_of_a_product_with_known_weights_add_up_to_it(key, public, width):
+    a, weights = uniform_integers(2, 9), uniform_integers(9, 65)
+    assert torch.equal(low(linear_shares(key, public, a, weights, width), width), low(a @ weights, width))
+
+
+@pytest.mark.parametrize(
+    ("a", "weights"),
+    [((1, 300), (300, 1)), ((3, 5), (5, 7)), ((2, 3), (3, DEGREE + 5)), ((70, 4), (4, 100)), ((2, 3, 5), (2, 5, 130))],
+)
+def test_matrices_of_odd_shapes(key, public, a, weights):
+    a, weights = uniform_integers(*a), uniform_integers(*weights) >> 48
+    assert torch.equal(linear_shares(key, public, a, weights, 8), a @ weights)
+
+
+@pytest.mark.parametrize("number", [-(1 << 63), (1 << 63) - 1, -1, 0])
+def test_extreme_numbers(key, public, number):
+    a, weights = torch.full((2, 4), number), torch.full((4, 3), -(1 << 63) + 1)
+    assert torch.equal(linear_shares(key, public, a, weights, 8), a @ weights)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_shares_of_products_of_shared_numbers(key, public, width):
+    count = DEGREE + 3 if width == 3 else 50
+    a, b, c, d, r = (uniform_integers(count) for _ in range(5))
+    a[:3] = c[:3] = b[:3] = d[:3] = -(1 << 8 * width - 1)  # the largest cross terms
+    alice = ProductAlice(key, width)
+    request = alice.request(a, b)
+    reply = ProductBob(public, width).reply(request, c, d, r)
+    assert product_cost(count, width) == (len(request), len(reply))
+    assert torch.equal(low(alice.share(reply) + r, width), low((a + c) * (b + d), width))
+    with pytest.raises(HomomorphicError, match="second one"):
+        alice.share(reply)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4, 5), (2, 5, 9, 70), (3, 70, 5, 2)])
+def test_shares_of_products_of_shared_matrices(key, public, shape):
+    batch, m, k, n = shape
+    other = LatticeKey()
+    a, b, c, d = (uniform_integers(batch, *x) for x in ((m, k), (k, n), (m, k), (k, n)))
+    r, s = uniform_integers(batch, m, n), uniform_integers(batch, m, n)
+    first, second = MatrixParty(key, a, b), MatrixParty(other, c, d)
+    requests = first.request(), second.request()
+    replies = first.reply(LatticePublic(other.public()), requests[1], r), second.reply(public, requests[0], s)
+    assert matrix_cost(*shape) == (len(requests[0]), len(replies[0])) == (len(requests[1]), len(replies[1]))
+    assert torch.equal(first.share(replies[1], r) + second.share(replies[0], s), (a + c) @ (b + d))
+
+
+def noise_of(key: LatticeKey, reply: bytes, places: np.ndarray, message: torch.Tensor) -> np.ndarray:
+    """What the key's holder sees beyond a message modulo 2^64, in units of 2^-80 of the modulus."""
+    first, second = primes = lattice().sent_primes
+    pair = np.zeros((2, 2, DEGREE), dtype=np.uint64)
+    pair[1], pair[0][:, places] = integers(reply[: 10 * DEGREE], 10, primes), integers(reply[10 * DEGREE :], 10, primes)
+    out = []
+    for x, y, sent in zip(*key.phases(pair)[:, places].tolist(), message.tolist(), strict=True):
+        whole = x + first * ((y - x) * pow(first, -1, second) % second)
+        whole -= first * second if whole > first * second // 2 else 0
+        out.append((whole - sent * 2**16 + 2**79) % 2**80 - 2**79)
+    return np.array(out, dtype=np.float64)
+
+
+def test_noise_that_the_keys_holder_sees_is_the_flood_whatever_the_other_multiplied(key, public):
+    """For no A and for the largest, it is uniform over the flood's range, which is 2^64 times that of any noise."""
+    size, places = 64, np.arange(64, dtype=np.uint64) * np.uint64(DEGREE // 64)
+    weights, seen = uniform_integers(64, size) >> 48, []
+    client = LinearClient(public, LinearServer(key, weights).setup(), (1, 64, size))
+    for number in (0, -(1 << 63)):
+        a, r = torch.full((1, 64), number), uniform_integers(1, size)
+        message = (a @ weights - r)[0]
+        seen.append(np.concatenate([noise_of(key, client.reply(a, r), places, message) for _ in range(20)]))
+    noise = 1 << 27  # more than the largest of this product
+    reach = 2.0 ** (flood_bits(1 << 64, noise - (1 << 26)) - 1 + 80 - 156)
+    assert flood_bits(1 << 64, 1 << 20) >= FLOOD_BITS + 20
+    for one in seen:
+        assert abs(one).max() < 1.3 * reach  # the flood, and what is cut off
+        assert one.std() == pytest.approx(reach / 3**0.5, rel=0.1)
+
+
+def test_a_mask_is_all_that_the_keys_holder_decrypts(key, public):
+    """The same A and R twice: every byte that is sent differs. Another R: the share moves by their difference."""
+    weights, a = uniform_integers(5, 64), uniform_integers(1, 5)
+    server = LinearServer(key, weights)
+    client = LinearClient(public, server.setup(), (1, 5, 64))
+    r = uniform_integers(1, 64)
+    replies = [np.frombuffer(client.reply(a, r), dtype=np.uint8) for _ in range(2)]
+    assert (replies[0] == replies[1]).mean() < 0.01
+    moved = server.shares(client.reply(a, r + 7), 1)
+    assert torch.equal(server.shares(replies[0].tobytes(), 1) - moved, torch.full((1, 64), 7))
+
+
+def test_foreign_bytes_are_one_line(key, public):
+    server = LinearServer(key, uniform_integers(3, 4))
+    setup = server.setup()
+    with pytest.raises(HomomorphicError, match=f"{PUBLIC_BYTES}"):
+        LatticePublic(b"1234")
+    with pytest.raises(HomomorphicError, match="other parameters"):
+        LatticePublic(b"\xff" * PUBLIC_BYTES)
+    with pytest.raises(HomomorphicError, match="encrypted weights: "):
+        LinearClient(public, setup + b"1", (1, 3, 4))
+    with pytest.raises(HomomorphicError, match="other parameters"):
+        LinearClient(public, b"\xff" * CIPHERTEXT_BYTES, (1, 3, 4))
+    size = linear_cost(1, 1, 3, 4)[1]
+    with pytest.raises(HomomorphicError, match=f"instead of {size}"):
+        server.shares(bytes(size + 1), 1)
+    with pytest.raises(HomomorphicError, match="second part is zero"):
+        server.shares(bytes(size), 1)
+    server.shares(b"\xff" * size, 1)  # any others decrypt to something
+    x = uniform_integers(3)
+    with pytest.raises(HomomorphicError, match="request: "):
+        ProductBob(public).reply(setup, x, x, x)
+    alice = ProductAlice(key)
+    alice.request(x, x)
+    with pytest.raises(HomomorphicError, match="reply: "):
+        alice.share(setup)
+    with pytest.raises(HomomorphicError, match="do not fit"):
+        LinearClient(public, setup, (1, 3, 4)).reply(uniform_integers(2, 2), uniform_integers(2, 4))
+
+
+def test_a_sum_that_noise_cannot_hide_exactly_is_refused(key):
+    with pytest.raises(HomomorphicError, match="split it"):
+        LinearServer(key, torch.zeros(1 << 20, 1, dtype=torch.int64))
+
+
+def test_arithmetic_of_long_numbers_is_that_of_integers():
+    first, second = primes = lattice().sent_primes
+    values = [int(x) * int(y) % (1 << 95) - (1 << 93) for x, y in random_words(200).reshape(-1, 2)]
+    values = [x % (1 << 94) - (1 << 93) for x in values]
+    residues = np.array([[x % prime for x in values] for prime in primes], dtype=np.uint64)
+    for size in (3, 8, 9, 10):
+        sent = fractions(residues, primes, size)
+        cut = [int.from_bytes(sent[i : i + size], "little") for i in range(0, len(sent), size)]
+        exact = [(x % (first * second) << 8 * size) // (first * second) for x in values]
+        assert all((x - y) % (1 << 8 * size) <= 1 for x, y in zip(exact, cut, strict=True))
+        drop = 8 * size - 64
+        expected = [x + (1 << drop - 1) >> drop if drop > 0 else x << -drop for x in values]
+        assert [x % (1 << 64) for x in expected] == as_fraction(residues, primes, size).tolist()
+    for modulus in (1 << 64, 1 << 24, (1 << 55) + 3):
+        words = random_words(100)
+        assert of_fraction(words, modulus).tolist() == [
+            (x * modulus + (1 << 63) >> 64) % modulus for x in words.tolist()
+        ]
+        messages, product = [x % modulus for x in words.tolist()], 1
+        for prime in lattice().primes:
+            product *= prime
+        embedded = scaled(np.array(messages, dtype=np.uint64), modulus, lattice().primes)
+        assert embedded.tolist() == [[product * m // modulus % q for m in messages] for q in lattice().primes]
