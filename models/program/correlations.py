@@ -23,7 +23,10 @@ from ...protocols.crypten.source import LeaderSource, NPartyCount, NPartyDealer,
 from ...protocols.devices import CPU, META
 from ...protocols.kernels import library
 from ...protocols.operations import of_kind
+from ...protocols.pair.source import make_corrections
+from ...protocols.pair.steps import Pair
 from ...protocols.ring import Ring
+from ...protocols.rounds import Wire
 from ...protocols.states import KeptStates
 from ...protocols.streams import Stream
 from ...protocols.wire import elements
@@ -133,6 +136,20 @@ class Correlations:
         later = large and self.runs == 1
         source = ClientSource(stream, large, later) if self.owners is None else PartySource(stream, rank)
         return self._walk(source, masked, states, step)
+
+    def make(
+        self,
+        pair: Pair,
+        stream: Stream,
+        wire: Wire,
+        weights: Mapping[str, Tensor],
+        corrections: Corrections | None = None,
+    ) -> int:
+        """Without a dealer, at one of two parties: make the corrections with the other, and write them at the server.
+        `weights`: W at the server, nothing at the client. Returns the rounds."""
+        zeros = {name: torch.zeros(()).long().expand(shape) for name, shape in self.program.weight_shapes().items()}
+        known = weights if pair.leader else zeros
+        return make_corrections(pair, stream, lambda source: self._walk(source, known, None), wire, corrections)
 
     def products(self) -> list[str]:
         """The instructions, of two parties, whose correlations are those of a product with a private weight."""

@@ -100,8 +100,7 @@ class BlockProducts:
     rho: MaskBits
 
     def value(self) -> Tensor:
-        below = self.rho.planes[:-1]
-        grouped = _padded(below).view(-1, BLOCK, below.shape[-1])
+        grouped = in_blocks(self.rho.planes[:-1])
         products = torch.full_like(grouped[:, :1], -1)
         for i in range(BLOCK):
             products = torch.cat([products, products & grouped[:, i : i + 1]], dim=1)
@@ -257,6 +256,11 @@ def _blocks(bits: int) -> int:
     return max(1, (bits - 1 + BLOCK - 1) // BLOCK)
 
 
+def in_blocks(planes: Tensor) -> Tensor:
+    """Planes [k - 1, W] -> [b, BLOCK, W]."""
+    return _padded(planes).view(-1, BLOCK, planes.shape[-1])
+
+
 def _padded(planes: Tensor) -> Tensor:
     """Zero planes on top, to whole blocks: equal bits, which change no comparison."""
     missing = -planes.shape[0] % BLOCK
@@ -274,7 +278,7 @@ def compare_blocks(planes: Tensor, number: int, products: Tensor) -> tuple[Tenso
         greater'[S] = greater[S + i] ^ n_i (products[S + i] ^ greater[S])     rho_i n_i ^ (rho_i ^ n_i) greater
     """
     planes = add_constant(planes, number)
-    n = ~_padded(planes[:-1]).view(-1, BLOCK, planes.shape[-1])
+    n = ~in_blocks(planes[:-1])
     equal, greater = products, torch.zeros_like(products)
     for i in range(BLOCK):
         bit = n[:, i : i + 1]

@@ -137,7 +137,7 @@ class Offline:
             label = f"{x.key}/unwrapped"
             above = self.source.uniform(label, x.shape, mask_bytes(x.width, wrap.zeros))
             self.keep(label, above)
-            x.unwrapped = low.value + (above.long() << wrap.zeros) if self.role == "dealer" else above
+            x.unwrapped = low.value + (above.long() << wrap.zeros) if self.source.evaluates else above
         return x.unwrapped
 
     def drawn(self, label: str, shape: tuple[int, ...]) -> Tensor:

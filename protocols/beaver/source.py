@@ -45,6 +45,7 @@ class Recipe(Protocol):
 class Source(Protocol):
     role: str
     device: torch.device  # of what it gives
+    evaluates: bool  # whether it reads recipes, which then need all that they name
     narrow: bool  # whether all shares are in the narrowest integers that hold them, which a large tape has room for
 
     def uniform(self, label: str, shape: Shape, width: int = 8) -> Tensor:
@@ -152,7 +153,7 @@ def paced(layout: tuple[int, ...], pause: Pause | None = None) -> Iterator[int]:
 class DealerSource:
     """The dealer's side: values in the clear, of masks only."""
 
-    role, narrow = "dealer", False
+    role, narrow, evaluates = "dealer", False, True
 
     def __init__(self, server: Stream, client: Stream, corrections: Corrections) -> None:
         self.server, self.client, self.corrections, self.device = server, client, corrections, client.device
@@ -186,6 +187,7 @@ class DealerSource:
 class PartyMasks:
     """What a party draws from its own seed, whatever its seat."""
 
+    evaluates = False
     stream: Stream
     device: torch.device
 
@@ -271,7 +273,7 @@ class CountingSource:
     grown    bytes of the numbers that a party makes out of keys
     """
 
-    role, device, narrow = "count", META, False
+    role, device, narrow, evaluates = "count", META, False, False
 
     def __init__(self) -> None:
         self.layout: list[int] = []

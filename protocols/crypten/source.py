@@ -72,7 +72,7 @@ class PartySource(_OfParty, ClientSource):
 class NPartyDealer:
     """The dealer's side: values in the clear, of masks only. `streams`: one a party, in order."""
 
-    role, narrow = "dealer", False
+    role, narrow, evaluates = "dealer", False, True
     rank = None
 
     def __init__(self, streams: Sequence[Stream], corrections: Corrections) -> None:

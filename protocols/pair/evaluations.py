@@ -1,0 +1,250 @@
+"""What the two parties do for each recipe: from shares of what it reads to the server's correction.
+
+    PrivateProduct     one crossed product; of a weight the client's share is chosen, so nothing else is sent
+    MaskProduct        two crossed products, of a square one; MaskMatrixProduct likewise
+    Power              products of powers, which several recipes share
+    WrappedPower       two powers; low zero bits of a sum leave a carry where a party's own are not zero, which it knows
+    BitsAbove, TopBit  the carries of the mask's shares (steps.py), which both read; a bit as a number
+    Divided            the carry alone
+    SubsetProducts     products of bits, by size of the subset
+    BlockProducts      rho's bits by carries, once for all that read them, then products; TopBits, CellBits likewise
+    BitNumbers         bits as numbers
+    Zeros              the client sends minus its share, which both may know: it is for a third
+
+Of a recipe that is not here, nothing is sent: CorrelationError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..beaver.bitslice import from_plane, plane_by_run, planes_by_run, to_planes
+from ..beaver.cells import WORD, CellBits
+from ..beaver.compare import BLOCK, BlockProducts, MaskBits, TopBits, in_blocks
+from ..beaver.gates import BitNumbers, SubsetProducts
+from ..beaver.product import Power, WrappedPower
+from ..beaver.recipes import MaskMatrixProduct, MaskProduct, PrivateProduct, Zeros
+from ..beaver.rescale import BitsAbove, TopBit
+from ..beaver.reveal import Divided
+from ..beaver.source import Recipe
+from ..beaver.values import Shape
+from ..errors import CorrelationError
+from ..ring import logical_shift
+from ..rounds import Step, together
+from ..wire import elements
+from .steps import One, Pair
+
+FULL = 8  # bytes of the ring
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """A value to derive. `width`: bytes of an element that matter; `share`: the client's, at the client."""
+
+    recipe: Recipe
+    shape: Shape
+    width: int
+    share: Tensor | None = None
+
+
+def evaluate(pair: Pair, job: Derivation) -> Step:
+    """Returns the correction at the server, None at the client. Errors: CorrelationError."""
+    return _evaluation(job.recipe)(pair, job.recipe, job)
+
+
+def check(recipe: Recipe) -> None:
+    """Errors: CorrelationError if two parties cannot evaluate it."""
+    _evaluation(recipe)
+
+
+def _evaluation(recipe: Recipe) -> Callable[[Pair, Any, Derivation], Step]:
+    if type(recipe) not in _EVALUATIONS:
+        name = type(recipe).__name__
+        raise CorrelationError(f"{name}: two parties alone cannot make it yet; compile with a plan of other functions")
+    return _EVALUATIONS[type(recipe)]
+
+
+def _private_product(pair: Pair, recipe: PrivateProduct, job: Derivation) -> Step:
+    servers = recipe.servers
+    if recipe.ring is not None:
+        known = torch.empty(0) if servers is None else servers
+        share = yield from pair.crossed("linear", recipe.clients, known, job.width, job.share)
+        return share if pair.leader else None
+    clients = recipe.clients.expand(job.shape)
+    known = torch.zeros((), dtype=torch.int64) if servers is None else servers
+    share = yield from pair.crossed("product", clients, known.expand(job.shape), job.width)
+    return (yield from pair.settled(share, job.width, job.share))
+
+
+def _mask_product(pair: Pair, recipe: MaskProduct, job: Derivation) -> Step:
+    left, right = (term.value >> term.zeros for term in (recipe.left, recipe.right))
+    if recipe.left.value is recipe.right.value and left.shape == job.shape:
+        right = left
+    else:
+        left, right = left.expand(job.shape), right.expand(job.shape)
+    share = yield from pair.times(left, right, job.width)
+    return (yield from pair.settled(share, job.width, job.share))
+
+
+def _matrix_product(pair: Pair, recipe: MaskMatrixProduct, job: Derivation) -> Step:
+    left, right = recipe.left, recipe.right
+    share = recipe.ring.matmul(left, right)
+    ways = pair.crossed("matrix", left, right, job.width), pair.crossed("matrix", right.mT, left.mT, job.width)
+    first, second = yield from together(*ways)
+    return (yield from pair.settled(share + first + second.mT, job.width, job.share))
+
+
+def _powers(pair: Pair, key: tuple[object, ...], x: Tensor, exponent: int, width: int) -> One:
+    """x^exponent. `key`: of x."""
+    if exponent == 1:
+        return x
+        yield []
+
+    def step() -> One:
+        low = yield from _powers(pair, key, x, exponent // 2, width)
+        high = low
+        if exponent % 2:
+            high = yield from _powers(pair, key, x, exponent - exponent // 2, width)
+        return (yield from pair.times(low, high, width))
+
+    return (yield from pair.once((*key, exponent, width), step))
+
+
+def _power(pair: Pair, recipe: Power, job: Derivation) -> Step:
+    share = yield from _powers(pair, ("power", id(recipe.low)), recipe.low, recipe.exponent, FULL)
+    return (yield from pair.settled(share, job.width, job.share))
+
+
+def _wrapped_power(pair: Pair, recipe: WrappedPower, job: Derivation) -> Step:
+    low, wrap = recipe.low, recipe.wrap
+    without = yield from _powers(pair, ("power", id(low)), low, recipe.exponent, FULL)
+    key = ("wrapped", id(low), id(wrap.value))
+    whole = yield from _powers(pair, key, low + wrap.value, recipe.exponent, FULL)
+    more = whole - without
+    share = logical_shift(more, wrap.zeros)
+    if pair.leader:
+        share = share + (more & (1 << wrap.zeros) - 1 != 0)
+    return (yield from pair.settled(share, job.width, job.share))
+
+
+def _carries(pair: Pair, mask: Tensor, bits: int) -> One:
+    """Of the mask's shares, into each of the low bits and out of the last."""
+    return pair.once(("carries", id(mask), bits), lambda: pair.carries(to_planes(mask.reshape(-1), bits)))
+
+
+def _bits_above(pair: Pair, recipe: BitsAbove, job: Derivation) -> Step:
+    carries = yield from _carries(pair, recipe.mask, recipe.left)
+    return (yield from pair.numbers(carries[-1], recipe.mask >> recipe.left, job.width, job.share))
+
+
+def _top_bit(pair: Pair, recipe: TopBit, job: Derivation) -> Step:
+    carries = yield from _carries(pair, recipe.mask, recipe.left)
+    top = carries[-2] ^ to_planes(recipe.mask.reshape(-1), 1, recipe.left - 1)[0]
+    return (yield from pair.numbers(top, torch.zeros_like(recipe.mask), job.width, job.share))
+
+
+def _divided(pair: Pair, recipe: Divided, job: Derivation) -> Step:
+    """Its bits from ring - bits on are another multiple than the dealer's: nobody reads them."""
+    carries = yield from pair.carries(to_planes(recipe.r.reshape(-1), recipe.bits))
+    # -(q + carry), as numbers has it of one bit: -q - 1 + (1 - carry).
+    carry = ~carries[-1] if pair.leader else carries[-1]
+    own = -logical_shift(recipe.r, recipe.bits) - (1 if pair.leader else 0)
+    return (yield from pair.numbers(carry, own, job.width, job.share))
+
+
+def _zeros(pair: Pair, recipe: Zeros, job: Derivation) -> Step:
+    return (yield from pair.settled(recipe.value(), job.width, job.share))
+
+
+def _subset_products(pair: Pair, recipe: SubsetProducts, job: Derivation) -> Step:
+    level = recipe.level
+    rows: dict[tuple[int, ...], Tensor] = {(wire,): mask for wire, mask in zip(level.opened, recipe.masks, strict=True)}
+    for size in range(2, 1 + max(map(len, level.subsets), default=1)):
+        subsets = [subset for subset in level.subsets if len(subset) == size]
+        factors = (torch.stack([rows[of] for of in some]) for some in _factors(subsets))
+        products = yield from pair.both(*factors)
+        rows.update(zip(subsets, products, strict=True))
+    products = [rows[subset] for subset in level.subsets]
+    share = torch.stack(products) if products else recipe.masks.new_empty(job.shape)
+    return (yield from pair.settled_bits(share, job.width, job.share))
+
+
+def _factors(subsets: list[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    return [subset[:-1] for subset in subsets], [subset[-1:] for subset in subsets]
+
+
+def _bits(pair: Pair, mask: Tensor, bits: int, drop: int, runs: int) -> One:
+    """Planes of minus a mask, from `drop` to `bits`."""
+
+    def step() -> One:
+        mine = planes_by_run(-mask, bits, 0, runs)
+        carries = yield from pair.carries(mine[:-1])
+        return (mine ^ carries)[drop:]
+
+    return pair.once(("bits", id(mask), bits, drop, runs), step)
+
+
+def _rho(pair: Pair, rho: MaskBits) -> One:
+    return _bits(pair, rho.mask, rho.bits, rho.drop, rho.runs)
+
+
+def _block_products(pair: Pair, recipe: BlockProducts, job: Derivation) -> Step:
+    planes = yield from _rho(pair, recipe.rho)
+    blocks = in_blocks(planes[:-1])
+    products = blocks[:, :1]
+    for i in range(1, BLOCK):
+        bit = blocks[:, i : i + 1]
+        more = yield from pair.both(products, bit.expand(products.shape))
+        products = torch.cat([products, bit, more], dim=1)
+    return (yield from pair.settled_bits(products, job.width, job.share))
+
+
+def _top_bits(pair: Pair, recipe: TopBits, job: Derivation) -> Step:
+    planes = yield from _rho(pair, recipe.rho)
+    return (yield from pair.settled_bits(planes[-1], job.width, job.share))
+
+
+def _cell_bits(pair: Pair, recipe: CellBits, job: Derivation) -> Step:
+    """One plane a cell, of all x; doubled bit by bit of r_H."""
+    mask, at = recipe.rho.mask, recipe.rho.at
+    planes = yield from _bits(pair, mask, at.bits, at.low, 1)
+    cells = planes.new_full((1, planes.shape[1]), -1 if pair.leader else 0)
+    for plane in planes:
+        chosen = plane[None]
+        if len(cells) > 1:
+            chosen = yield from pair.both(cells, plane.expand(cells.shape))
+        cells = torch.cat([cells ^ chosen, chosen])
+    share = mask.new_zeros(mask.numel(), job.shape[-1])
+    for cell in range(at.cells):
+        bit = from_plane(cells[-cell % at.cells], mask.numel())
+        share[:, cell // WORD] |= bit << cell % WORD
+    return (yield from pair.settled_bits(share.view(job.shape), job.width, job.share))
+
+
+def _bit_numbers(pair: Pair, recipe: BitNumbers, job: Derivation) -> Step:
+    bits = plane_by_run(recipe.bits, elements(job.shape), recipe.runs)
+    own = torch.zeros(job.shape, dtype=torch.int64)
+    return (yield from pair.numbers(to_planes(bits, 1)[0], own, job.width, job.share))
+
+
+_EVALUATIONS: dict[type, Callable[[Pair, Any, Derivation], Step]] = {
+    PrivateProduct: _private_product,
+    MaskProduct: _mask_product,
+    MaskMatrixProduct: _matrix_product,
+    Power: _power,
+    WrappedPower: _wrapped_power,
+    BitsAbove: _bits_above,
+    TopBit: _top_bit,
+    Divided: _divided,
+    Zeros: _zeros,
+    SubsetProducts: _subset_products,
+    BlockProducts: _block_products,
+    TopBits: _top_bits,
+    CellBits: _cell_bits,
+    BitNumbers: _bit_numbers,
+}

@@ -1,0 +1,121 @@
+"""What the pair needs of oblivious transfer and of encryption, as interfaces; and what is made of random transfers.
+
+Random transfers of one bit, one in each direction, make a product of shared bits without a message (Gilboa, CRYPTO
+1999, for bits; Goldreich, Micali, Wigderson, STOC 1987). The sender of one has r0 and r1, the receiver c and r_c:
+
+    r0 + r_c = c (r0 + r1)         over bits: shares of a product of the sender's random bit by the receiver's
+
+Who learns what: nothing. Each party holds bits of its own, and shares that are uniform without the other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..rounds import Swap
+from ..wire import elements
+
+WORD = 64
+BATCH_WORDS = 1 << 10  # of random transfers that are made together, at least
+
+
+class TransferSender(Protocol):
+    """The sender of random transfers: both of each."""
+
+    def bits(self, count: int) -> tuple[Tensor, Tensor]:
+        """r0 and r1 of one bit each, as planes of 64 a word. `count`: a multiple of 64."""
+        ...
+
+    def numbers(self, count: int, width: int) -> tuple[Tensor, Tensor]:
+        """r0 and r1, int64 of which the low `width` bytes are uniform."""
+        ...
+
+
+class TransferReceiver(Protocol):
+    """The receiver: its random choices as a plane, and the one of each that was chosen."""
+
+    def bits(self, count: int) -> tuple[Tensor, Tensor]: ...
+
+    def numbers(self, count: int, width: int) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass
+class Crossed(Swap):
+    """A part of a round that needs encryption: shares of the client's `mine` times the server's, modulo 2^(8 width).
+
+    kind    "product": elementwise, of one shape. "matrix": of matrices, batched, the client's on the left; "linear":
+            the same, the server's being a weight
+    theirs  the shape of the other's
+    chosen  at the client, of a "linear": the share that it will have; then nothing comes back
+    """
+
+    kind: str = "product"
+    mine: Tensor = field(default_factory=lambda: torch.empty(0))
+    theirs: tuple[int, ...] = ()
+    chosen: Tensor | None = None
+
+
+class TwoPartyProducts(Protocol):
+    """One party's end of what computes crossed products: those of a round travel together."""
+
+    def cross(self, jobs: Sequence[Crossed]) -> list[Tensor]:
+        """This party's share of each."""
+        ...
+
+
+class Triples(NamedTuple):
+    """Shares of random bits a, b and of a b."""
+
+    a: Tensor
+    b: Tensor
+    product: Tensor
+
+
+class TransferPool:
+    """Random transfers of both directions, drawn in batches at the same places by both parties, each used once."""
+
+    def __init__(self, leader: bool, sending: TransferSender, receiving: TransferReceiver) -> None:
+        """`leader`: the server, whose sending comes first."""
+        self._leader, self._sending, self._receiving = leader, sending, receiving
+        self._bits = torch.empty(3, 0, dtype=torch.int64)
+        self._numbers = torch.empty(2, 0, dtype=torch.int64)
+        self._choices = torch.empty(0, dtype=torch.int64)
+
+    def triples(self, shape: tuple[int, ...]) -> Triples:
+        """Planes of this shape."""
+        words = elements(shape)
+        if (missing := words - self._bits.shape[1]) > 0:
+            self._bits = torch.cat([self._bits, self._more_triples(max(missing, BATCH_WORDS))], 1)
+        taken, self._bits = self._bits[:, :words], self._bits[:, words:]
+        return Triples(*(part.view(shape) for part in taken))
+
+    def _more_triples(self, words: int) -> Tensor:
+        if self._leader:
+            (first, second), (choice, chosen) = self._sending.bits(WORD * words), self._receiving.bits(WORD * words)
+        else:
+            (choice, chosen), (first, second) = self._receiving.bits(WORD * words), self._sending.bits(WORD * words)
+        mine = first ^ second
+        return torch.stack([mine, choice, first ^ chosen ^ mine & choice])
+
+    def sent_numbers(self, words: int) -> Tensor:
+        """At the client: pairs of numbers [2, 64 words]."""
+        if (missing := WORD * words - self._numbers.shape[1]) > 0:
+            more = self._sending.numbers(max(missing, WORD * BATCH_WORDS), 8)
+            self._numbers = torch.cat([self._numbers, torch.stack(more)], 1)
+        taken, self._numbers = self._numbers[:, : WORD * words], self._numbers[:, WORD * words :]
+        return taken
+
+    def received_numbers(self, words: int) -> tuple[Tensor, Tensor]:
+        """At the server: choices as a plane [words], and the number that was chosen of each pair [64 words]."""
+        if (missing := words - self._choices.shape[0]) > 0:
+            choices, more = self._receiving.numbers(WORD * max(missing, BATCH_WORDS), 8)
+            self._choices = torch.cat([self._choices, choices])
+            self._numbers = torch.cat([self._numbers, more.expand(2, -1)], 1)
+        choices, self._choices = self._choices[:words], self._choices[words:]
+        taken, self._numbers = self._numbers[0, : WORD * words], self._numbers[:, WORD * words :]
+        return choices, taken
