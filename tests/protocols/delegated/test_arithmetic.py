@@ -20,7 +20,7 @@ from blindformer.protocols.delegated.arithmetic import (
     unpack_ring,
 )
 from blindformer.tests import levels
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -48,6 +48,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("level", levels.EVERY)
 @given(data=st.data())
+@settings(max_examples=60)
 def test_a_product_is_exact_modulo_2_to_the_32(level: str, data: st.DataObject) -> None:
     rows, dtype = data.draw(st.sampled_from(ROWS)), data.draw(st.sampled_from(NARROW))
     inner = data.draw(st.one_of(st.integers(1, 140), st.sampled_from([1535, 1536, 1537, 3105, 5000])))
@@ -77,6 +78,7 @@ NUMBERS = st.one_of(st.sampled_from(EDGES), st.floats(width=32), st.floats(-1, 1
     square=st.one_of(st.integers(0, 9), st.integers(0, 1 << 46)),
     bits=st.sampled_from([24, 32]),
 )
+@settings(max_examples=150)
 def test_no_product_with_rounded_rows_can_wrap(level: str, rows: list[list[float]], square: int, bits: int) -> None:
     x, norm = torch.tensor(rows, dtype=torch.float32), math.sqrt(square)
     if not holds(norm, x.shape[1], bits):
