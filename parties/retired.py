@@ -15,7 +15,7 @@ COMMANDS = {
     "inspect": "is called models show now",
     "rm": "is called models rm now",
     "prune": "is called models prune now",
-    "spool": "is part of precompute now: blindformer precompute --spool FOLDER",
+    "spool": "is part of precompute now: blindformer precompute --store FOLDER",
     "env": "is part of doctor now: blindformer doctor --env",
     "party": "is part of serve now: blindformer serve --party NAME",
     "sentinels": "is part of query now: blindformer query FOLDER --file TEXTS --write-known FILE",

@@ -25,7 +25,7 @@ from ...models.loading.truncation import REPORTED
 from ...protocols.errors import BlindformerError, PeerDisagrees, PeerError, PeerRefused
 from ..client.canaries import CanaryError
 from ..session.compute_slots import SlotsBusy
-from ..session.spool import SpoolError
+from ..session.preprocessing_store import StoreError
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..client.base import BaseClient
@@ -66,7 +66,7 @@ class RowClient:
                     yield numbers[place], _answer(self.client, result)
         except BlindformerError as error:
             cause = error.ended or error if isinstance(error, CanaryError) else error
-            again = isinstance(cause, PeerError | SlotsBusy | SpoolError) and not isinstance(cause, _FINAL)
+            again = isinstance(cause, PeerError | SlotsBusy | StoreError) and not isinstance(cause, _FINAL)
             raise (Interrupted if again else BulkError)(str(error)) from None
 
     def close(self) -> None:

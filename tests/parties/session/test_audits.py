@@ -19,8 +19,8 @@ from blindformer.parties.reports.report import who_learned_what
 from blindformer.parties.session.audits import AuditedClient, AuditedRun, draw_card, is_drawn
 from blindformer.parties.session.compute_slots import LimitReached
 from blindformer.parties.session.preprocessed import masks
+from blindformer.parties.session.preprocessing_store import PreprocessingStore
 from blindformer.parties.session.rendezvous_two import my_hello, rate_in_words
-from blindformer.parties.session.spool import Spool
 from blindformer.parties.transport.handshake import _compare
 from blindformer.protocols import ring
 from blindformer.protocols.channel import Buffer
@@ -352,14 +352,14 @@ def test_audits_are_drawn_at_their_rate():
 
 def test_correlations_made_ahead_have_audits_among_them(tmp_path):
     site = site_of(small_case(), [True, False, False, True])
-    site.spool, mine = Spool(tmp_path / "server"), Spool(tmp_path / "client")
-    with site.client(kind=AuditedClient, spool=mine) as client:
+    site.store, mine = PreprocessingStore(tmp_path / "server"), PreprocessingStore(tmp_path / "client")
+    with site.client(kind=AuditedClient, store=mine) as client:
         client.precompute(4)
     site.join()
-    with site.client(kind=AuditedClient, spool=mine, use_spool="only") as client:
+    with site.client(kind=AuditedClient, store=mine, use_store="only") as client:
         assert [site.ask(client, more).timings.audits for more in (True, False)] == [1, 0]
     site.end()
-    assert (site.spool.left(), mine.left()) == (1, 1)
+    assert (site.store.left(), mine.left()) == (1, 1)
 
 
 def test_audits_count_for_no_limit():

@@ -153,7 +153,7 @@ def test_the_cache_knows_whose_weights_it_keeps(site, case, tmp_path):
     assert sorted(kept.files) == masked_files(tmp_path)
     kept.file.write_text("{")
     (tmp_path / "ledger.sqlite").touch()
-    (tmp_path / ("0" * 32)).mkdir()  # of a session in a spool
+    (tmp_path / ("0" * 32)).mkdir()  # of a session in a store
     assert masked_models(tmp_path) == []
     assert sorted(kept.files) == masked_files(tmp_path)
 
