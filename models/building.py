@@ -27,7 +27,7 @@ from .loading.load import BUCKETS, Loaded, load
 from .loading.media import media_files
 from .loading.speech import SECONDS
 from .loading.students import trained_length
-from .open_weights import Weights, open_weights
+from .weight_owners import Weights, weight_owners
 from .unfinished import Unfinished
 
 LENGTHS = (32, 64, 128)
@@ -76,7 +76,7 @@ def compile_folder(
     check_free(Path(folder))
     check_embedding(embedding)
     if weights is not None:
-        open_weights(weights)
+        weight_owners(weights)
     progress = progress or Logged()
     loaded = model if isinstance(model, Loaded) else load(model)
     plan = own_plan(loaded.folder) if plan is None else plan

@@ -1,5 +1,5 @@
 """Adapters beside their base in a compiled folder: PART/adapters/NAME is a part like PART, of the base with the adapter
-on. Large tensors that both have, such as open weights, are one file on the disk and one tensor in memory."""
+on. Large tensors that both have, such as public weights, are one file on the disk and one tensor in memory."""
 
 from __future__ import annotations
 

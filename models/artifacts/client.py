@@ -252,7 +252,7 @@ class ClientPart(CompiledPart[ClientLength]):
 
 def load_client(folder: str | Path, computing: bool = True, tensors: dict[str, Tensor] | None = None) -> ClientPart:
     """The client's part of a compiled folder, DIR or DIR/client. `computing`: False for a client that only splits its
-    values and adds answers: it reads no open weights. `tensors`: as of StoredTensors.
+    values and adds answers: it reads no public weights. `tensors`: as of StoredTensors.
 
     Errors: ArtifactError, ProgramError.
     """

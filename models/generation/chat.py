@@ -15,7 +15,7 @@ from ..compile import Compiled, Progress
 from ..loading.calibration_texts import TEXTS
 from ..loading.huggingface import FILES_ALONE, huggingface
 from ..loading.load import Loaded
-from ..open_weights import Weights
+from ..weight_owners import Weights
 from ..program.program import Program, ProgramError
 from ..unfinished import Unfinished
 from .decoder import Decoder, GenerationError, attention_kept, causal_model, sink

@@ -93,7 +93,7 @@ class Conversation:
             lambda prompt, some: next(iter(some)), **chosen
         )  # an error comes before the source is read
         self.rows.read_source(part, inputs)
-        prompt = self.chat.prompt_for(self.decoder.likeliest, **chosen)
+        prompt = self.chat.prompt_for(self.decoder.most_likely, **chosen)
         reply = self.answer(prompt, on_text, **options)
         read, seconds = self.rows.passes - before - reply.passes, time.perf_counter() - started - reply.seconds
         return replace(

@@ -16,7 +16,7 @@ from ..compile import Compiled, Progress
 from ..loading.calibration_texts import calibration_texts
 from ..loading.huggingface import huggingface
 from ..loading.load import Loaded
-from ..open_weights import Weights
+from ..weight_owners import Weights
 from ..unfinished import Unfinished
 from .chat import table_of
 from .cross import CrossDecoder
@@ -105,7 +105,7 @@ def chat_of(loaded: Loaded) -> Seq2Seq:
 
 
 def _check_of_tokens(name: str, defaults: Any) -> None:
-    """Errors: GenerationError for a model whose own answers depend on more than the likeliest word."""
+    """Errors: GenerationError for a model whose own answers depend on more than the most likely word."""
     for option, neutral in _OF_SCORES.items():
         if (value := getattr(defaults, option, None)) is not None and value != neutral:
             raise GenerationError(

@@ -17,7 +17,7 @@ from ..compile import Logged, Progress, part_of
 from ..loading.huggingface import LoadError
 from ..loading.load import KINDS, Loaded, load, locate
 from ..loading.speech import windowed
-from ..open_weights import PUBLIC, Weights
+from ..weight_owners import PUBLIC, Weights
 from ..unfinished import Unfinished
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError

@@ -15,7 +15,7 @@ from ...approximations.registry import find
 from ..compile import CALIBRATED, Compiled, Progress, compile, part_of
 from ..loading.accepted import TRACING
 from ..lowering.export import Traces
-from ..open_weights import Weights
+from ..weight_owners import Weights
 from ..program.program import Instruction, Program
 from ..unfinished import Unfinished
 from .decoder import KV_LENGTH, Decoder, GenerationError, conversation

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...approximations.plan import FILE_NAME as PLAN_FILE
 from ...approximations.plan import Plan
 from ...errors import first_line
-from ..open_weights import PRIVATE, PUBLIC, OpenWeights, Weights, open_weights
+from ..weight_owners import PRIVATE, PUBLIC, WeightOwners, Weights, weight_owners
 from .adapters import Adapter, added_to
 from .ctranslate2 import is_ctranslate2, package_folder, read_whisper
 from .heads import MaskedToken, NextToken, SentenceClassifier, SentenceEncoder, head_of, is_sentence_encoder, pooling_of
@@ -77,10 +77,10 @@ class Loaded:
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
-    def weights(self, given: Weights | None = None) -> OpenWeights:
+    def weights(self, given: Weights | None = None) -> WeightOwners:
         """Owners of the parameters: an adapter's are private, others as `given` (default: a base is public)."""
         added = added_to(self.model)
-        chosen = open_weights((PUBLIC if added else PRIVATE) if given is None else given)
+        chosen = weight_owners((PUBLIC if added else PRIVATE) if given is None else given)
         return replace(chosen, private=(*chosen.private, *added))
 
     @property

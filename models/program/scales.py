@@ -123,7 +123,7 @@ class Scaler:
         self.bounded: set[int] = set()  # instructions that cannot pass their bound where it matters
         self.short: dict[int, int] = {}  # rescales that only shorten a value, and the ids of their nodes
         self.open = False  # whether a weight is open, so that products with it take any number of bits
-        self.narrowed: set[int] = set()  # nodes that an open weight reads rescaled; a private one beside it does, too
+        self.narrowed: set[int] = set()  # nodes that a public weight reads rescaled; a private one beside it does, too
         self.matrix: set[int] = set()  # nodes whose value reaches a matrix product by rearrangement and sums alone
 
     def run(self, outputs: list[Node], names: list[str]) -> Scaled:

@@ -96,7 +96,7 @@ def _costly_for_dealer(instructions: list[Instruction]) -> list[bool]:
 
 
 def _local_without_dealer(instructions: list[Instruction]) -> list[bool]:
-    """Of each result, whether each party computes it alone from products with open weights."""
+    """Of each result, whether each party computes it alone from products with public weights."""
     known, free = operations(), []
     for item in instructions:
         opened = item.op == "linear" and instructions[item.args[1]].op == "constant"

@@ -216,9 +216,9 @@ def _show(inspection: Any, folder: Path, written: str) -> None:
         f"{folder}/client  {client.bytes / MB:.1f} MB: for everyone who may ask; released in it: "
         f"{', '.join(inspection.released) or 'nothing'}"
     )
-    if inspection.open_weights:
+    if inspection.public_weights:
         out.print(
-            f"{len(inspection.open_weights)} parameters are open: every computing party holds them. Texts are secret "
+            f"{len(inspection.public_weights)} parameters are open: every computing party holds them. Texts are secret "
             "while the two servers (or server and dealer) do not collude"
         )
 

@@ -249,11 +249,11 @@ def make_app(gateway: Gateway) -> FastAPI:
     ) -> Response:
         """`leads`: the text that each answer begins with, its prompt where that is to be echoed."""
         options, spelling = asked.options(), Spelling(model.tokenizer)
-        if asked.likeliest is not None and not model.reveals_scores:
+        if asked.most_likely is not None and not model.reveals_scores:
             what = "logprobs: this model reveals only the token; leave it out, or compile with --reveal scores"
             raise ApiError(400, what, param="logprobs", code=UNSUPPORTED)
         replies = Completions(asked.model, chat, spelling)
-        texts = [AnswerText(asked.stop, lead, asked.likeliest, spelling) for lead in leads]
+        texts = [AnswerText(asked.stop, lead, asked.most_likely, spelling) for lead in leads]
 
         def work(job: Job[RequestAnswer]) -> RequestAnswer:
             return model.answer(job, prompts, [text.logprobs for text in texts], options, caller)

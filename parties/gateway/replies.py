@@ -59,12 +59,12 @@ class AnswerText:
     """One answer as it is sent: its text, up to a text to stop at, and the log-probabilities of that text's tokens.
 
     lead        the text before it: the prompt, where it is to be echoed
-    likeliest   how many tokens of each place are sent with their log-probabilities; None: no log-probabilities
+    most_likely   how many tokens of each place are sent with their log-probabilities; None: no log-probabilities
     """
 
-    def __init__(self, stops: Sequence[str], lead: str, likeliest: int | None, spelling: Spelling) -> None:
+    def __init__(self, stops: Sequence[str], lead: str, most_likely: int | None, spelling: Spelling) -> None:
         self._until, self._lead, self._sent = StopTexts(stops), lead, ""
-        self.logprobs = None if likeliest is None else Logprobs(likeliest, echo=bool(lead))
+        self.logprobs = None if most_likely is None else Logprobs(most_likely, echo=bool(lead))
         self._spelling = spelling
         self._place = self._offset = 0  # of the next token, and where in the text it begins
         self._characters = codecs.getincrementaldecoder("utf-8")("ignore")
@@ -158,22 +158,22 @@ class Completions:
         if likely is None:
             return None
         if self._chat:
-            tops = [[self._likely(*pair) for pair in one.likeliest] for _, one in likely]
+            tops = [[self._likely(*pair) for pair in one.most_likely] for _, one in likely]
             ones = [self._likely(one.token, one.logprob) for _, one in likely]
             rows = [{**one, "top_logprobs": top} for one, top in zip(ones, tops, strict=True)]
             return {"content": rows, "refusal": None}
         return {
             "tokens": [self._text(one.token) for _, one in likely],
             "token_logprobs": [one.logprob for _, one in likely],
-            "top_logprobs": [self._likeliest(one) for _, one in likely],
+            "top_logprobs": [self._most_likely(one) for _, one in likely],
             "text_offset": [offset for offset, _ in likely],
         }
 
-    def _likeliest(self, one: TokenLogprob) -> dict[str, float] | None:
-        """By text, the token itself included. Of several tokens with one text, the likeliest stays."""
+    def _most_likely(self, one: TokenLogprob) -> dict[str, float] | None:
+        """By text, the token itself included. Of several tokens with one text, the most likely stays."""
         if one.logprob is None:
             return None
-        pairs = ((one.token, one.logprob), *reversed(one.likeliest))
+        pairs = ((one.token, one.logprob), *reversed(one.most_likely))
         return {self._text(token): logprob for token, logprob in pairs}
 
     def _likely(self, token: int, logprob: float | None) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def model_object(model: ModelPool) -> dict[str, Any]:
 MOST_SOUND_BYTES = 25 << 20  # of a body, as that API has it
 _FIELDS = 32
 _NO_TIMES = "no times are computed; leave it out"
-_LIKELIEST = "the likeliest words are given; leave it out"
+_MOST_LIKELY = "the most likely words are given; leave it out"
 
 
 class TranscriptionRequest(ApiRequest):
@@ -269,7 +269,7 @@ class TranscriptionRequest(ApiRequest):
         "include[]": ((), "no probabilities are sent; leave it out"),
         "prompt": (("",), "a sound is written down without words before it; leave it out"),
         "stream": (("false", "False"), "the text comes whole; leave it out"),
-        "temperature": (("0", "0.0"), _LIKELIEST),
+        "temperature": (("0", "0.0"), _MOST_LIKELY),
         "timestamp_granularities[]": ((), _NO_TIMES),
     }
     model: str

@@ -18,7 +18,7 @@ from ...models.judging.search import Found
 from ...protocols.errors import BlindformerError
 
 TEXT_HEADINGS = (
-    "model", "protocol", "tokens", "perplexity", "off float32", "likeliest token as", "KL", "seconds a token",
+    "model", "protocol", "tokens", "perplexity", "off float32", "most likely token as", "KL", "seconds a token",
 )  # fmt: skip
 COLOURS = {"torch": "#888888", "clear": "#2a78b5"}
 PRIVATE = "#c44e35"

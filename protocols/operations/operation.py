@@ -27,7 +27,7 @@ class Bits:
     dear       whether bits of its first argument cost much: a dealer makes many numbers for each of its elements, or
                it is a product of larger matrices, all as wide as that
     opened     whether a reader opens the result elementwise
-    free       whether no bit of its first argument costs anything: it is made of products with open weights
+    free       whether no bit of its first argument costs anything: it is made of products with public weights
 
     An operation may set `width`, `ring` and `early` (its attributes), and `compares`: the bits of a comparison of its
     argument.

@@ -89,7 +89,7 @@ def test_filling_a_mask(tiny_heads):
 
 
 def test_an_answer_is_a_span_of_the_second_text(tiny_heads):
-    """The likeliest span that begins and ends in it, by all that there are."""
+    """The most likely span that begins and ends in it, by all that there are."""
     loaded = load(tiny_heads("span"))
     question, text = "what is it ?", "the unheard-of password is lost , not good !"
     inputs = loaded.encode((question, text), 32)

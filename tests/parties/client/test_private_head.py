@@ -16,7 +16,7 @@ from blindformer.models.delegated.building import delegate_folder
 from blindformer.models.delegated.folder import load_part
 from blindformer.models.delegated.part import part_of_module
 from blindformer.models.loading.load import load
-from blindformer.models.open_weights import open_weights
+from blindformer.models.weight_owners import weight_owners
 from blindformer.parties.cli.app import app
 from blindformer.parties.client.delegated import DelegatedSession
 from blindformer.parties.client.private_head import PrivateHeadModel, private_head
@@ -133,12 +133,12 @@ def test_an_estimate_names_the_heads_session(call, tiny_classifier, monkeypatch,
 
 def test_what_is_a_head():
     net = Net(True)
-    assert private_head(net, open_weights({"private": ["head.*"], "rest": "public"})) == "head"
+    assert private_head(net, weight_owners({"private": ["head.*"], "rest": "public"})) == "head"
     for other in ({"private": ["body.*"], "rest": "public"}, {"private": ["head.bias"], "rest": "public"}, "public"):
-        assert private_head(net, open_weights(other)) is None
+        assert private_head(net, weight_owners(other)) is None
     net.head.weight = nn.Parameter(net.body.weight[:3].clone())
     net.body.register_parameter("same", net.head.weight)  # a tied parameter is private under both names
-    assert private_head(net, open_weights({"private": ["head.*"], "rest": "public"})) is None
+    assert private_head(net, weight_owners({"private": ["head.*"], "rest": "public"})) is None
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def sound():
 
 
 def own_language(own, sound):
-    """That the model itself finds the likeliest."""
+    """That the model itself finds the most likely."""
     loaded = load(own)
     whisper: Any = loaded.model
     number = whisper.detect_language(**loaded.encode_file(BytesIO(sound[1])))
@@ -127,7 +127,7 @@ def test_a_model_that_translates_has_no_route(tmp_path):
             "unsupported_parameter",
             "prompt: is not supported here; a sound is written down without",
         ),
-        ({"temperature": 0.5}, "unsupported_parameter", "temperature: is not supported here; the likeliest words"),
+        ({"temperature": 0.5}, "unsupported_parameter", "temperature: is not supported here; the most likely words"),
         ({"response_format": "srt"}, "invalid_value", "response_format: should be 'json', 'text' or 'verbose_json'"),
         ({"timestamp_granularities": ["word"]}, "unsupported_parameter", "no times are computed; leave it out"),
         ({"model": "other"}, "model_not_found", "model 'other': is not offered here; give one of whisper"),

@@ -324,7 +324,7 @@ def test_a_client_that_another_session_has_found_gets_no_answer_in_this_one():
 
 @pytest.mark.parametrize("width", [17, 21, 41, 44])
 def test_kernels_that_leave_other_bits_above_a_value_accuse_nobody(width, monkeypatch):
-    """An open weight multiplies the client's share as its own processor does; what travels are whole bytes."""
+    """A public weight multiplies the client's share as its own processor does; what travels are whole bytes."""
     data, draft = Data(3), Draft()
     x = hidden(draft, data, 4, 64, bits=min(20, width - 3))
     y = draft("linear", x, draft.constant(data.ints(64, 8, bits=15)), width=width)
