@@ -21,8 +21,8 @@ import psutil
 import torch
 from blindformer.cores import cores
 from blindformer.levels import instructions, level
-from blindformer.models.weight_owners import PRIVATE, PUBLIC
 from blindformer.models.program.pricing import Network
+from blindformer.models.weight_owners import PRIVATE, PUBLIC
 from blindformer.parties.tuning import tune_process
 from blindformer.protocols.errors import BlindformerError
 from blindformer.versions import versions

@@ -30,11 +30,11 @@ from .lowering.export import Traces, export, not_run, run_model
 from .lowering.lower import Inputs, LoweredGraph, lower
 from .lowering.structure import Structure, tensors_of
 from .lowering.values import LoweringError
-from .weight_owners import PRIVATE, Weights, weight_owners
 from .program.interpreter import interpret
 from .program.program import PreludeStep, Program, ProgramError, constant_digest
 from .program.scales import Precision, Scaled, place_scales
 from .unfinished import Unfinished
+from .weight_owners import PRIVATE, Weights, weight_owners
 
 if TYPE_CHECKING:
     from .loading.load import Loaded

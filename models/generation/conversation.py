@@ -28,7 +28,7 @@ class Completion:
     """`prefill_s`, `seconds`: from the question to the first token, and to the end. `passes`: through the model;
     `prompt_passes`: to the first token; `drafts_accepted`: tokens that came without a pass of their own. `retried`: why
     a session was lost, if one was: what was said was read again in another. `language`: that a model of speech in many
-    languages heard, or was told ("en"); of pieces of one sound, the first's."""
+    languages heard, or was told ("en"); of pieces of one recording, the first's."""
 
     text: str
     tokens: list[int] = field(repr=False)
@@ -44,7 +44,7 @@ class Completion:
 
 
 def joined(replies: Sequence[Completion]) -> Completion:
-    """The texts about pieces of one sound as one."""
+    """The texts about pieces of one recording as one."""
     if len(replies) == 1:
         return replies[0]
     counts = ("prompt_tokens", "seconds", "passes", "drafts_accepted")

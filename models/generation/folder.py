@@ -17,8 +17,8 @@ from ..compile import Logged, Progress, part_of
 from ..loading.huggingface import LoadError
 from ..loading.load import KINDS, Loaded, load, locate
 from ..loading.speech import windowed
-from ..weight_owners import PUBLIC, Weights
 from ..unfinished import Unfinished
+from ..weight_owners import PUBLIC, Weights
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError
 from .encoder_decoder import compile_seq2seq
@@ -59,9 +59,9 @@ def compile_seq2seq_folder(
     progress: Progress | None = None,
     **options: Any,
 ) -> Path:
-    """The same of an encoder-decoder model, to read a text or a sound and to write about it.
+    """The same of an encoder-decoder model, to read a text or a recording and to write about it.
 
-    seconds    of sound that are heard at once (default: 5, or what the model hears)
+    seconds    of audio that are heard at once (default: 5, or what the model hears)
     options    as of `compile_seq2seq`
 
     Errors: as `compile_chat_folder`.

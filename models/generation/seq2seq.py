@@ -1,4 +1,4 @@
-"""What the client of an encoder-decoder model keeps: how an answer to a text or a sound begins."""
+"""What the client of an encoder-decoder model keeps: how an answer to a text or a recording begins."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ class Seq2Seq(Chat):
             raise GenerationError(f"{name}: is not an option of this model; leave it out")
         prompt = list(self.start)
         if languages:
-            chosen = most_likely(prompt, languages.values()) if language is None else _of(languages, language, "language")
+            chosen = (
+                most_likely(prompt, languages.values()) if language is None else _of(languages, language, "language")
+            )
             prompt += [chosen, _of(tasks, task or "transcribe", "task")]
         untimed = getattr(self.defaults, "no_timestamps_token_id", None)
         return prompt if untimed is None else [*prompt, untimed]

@@ -62,7 +62,7 @@ def read_answer(
 ) -> Any:
     """An answer (float outputs by name, of one text or image) in the terms of the task.
 
-    classifier, image, sound   [{"label", "score"}], the most likely first; `top_k`: how many (None: all)
+    classifier, image, audio   [{"label", "score"}], the most likely first; `top_k`: how many (None: all)
     sentence            one list of floats of length one (Euclidean)
     encoder             last_hidden_state as nested lists [1, tokens, hidden], without the padding's rows; or
                         {"text_embeds" or "image_embeds": one list of floats}
@@ -181,7 +181,7 @@ class AnswerReader(NamedTuple):
 READERS = {  # by kind of model
     "classifier": AnswerReader(classes, {"logits"}),
     "image": AnswerReader(labels_or_features),
-    "sound": AnswerReader(labels_or_features),
+    "audio": AnswerReader(labels_or_features),
     "encoder": AnswerReader(features),
     "sentence": AnswerReader(embedding, {"sentence_embedding"}),
     "causal": AnswerReader(next_tokens, {"logits"}, words=True),

@@ -47,7 +47,7 @@ KINDS = {  # by how an architecture's name ends; any other is loaded, too, and k
     "LMHeadModel": "causal",
     "ForImageClassification": "image",
     "ForImageClassificationWithTeacher": "image",
-    "ForAudioClassification": "sound",
+    "ForAudioClassification": "audio",
     "MTModel": "translation",
     "ForConditionalGeneration": "text",
 }
@@ -324,18 +324,18 @@ def _kind(folder: Path, config: Any, pooled: bool = True) -> tuple[str, Any]:
             kind = _writing(kind, config, taken)
             return kind, cls
         if name.endswith(ending):
-            return ("sound" if hears and kind == "classifier" else kind), cls
+            return ("audio" if hears and kind == "classifier" else kind), cls
     if not name:
         return ("image" if hasattr(config, "patch_size") and not hasattr(config, "vocab_size") else "encoder"), cls
     if "decoder_input_ids" in taken or {"input_ids", "pixel_values"} <= set(taken):
         return "tensors", cls
     if hears:
-        return "sound", cls
+        return "audio", cls
     return ("encoder" if "input_ids" in taken else "image" if "pixel_values" in taken else "tensors"), cls
 
 
 def _writing(kind: str, config: Any, taken: Collection[str]) -> str:
-    """Which text an encoder-decoder model writes; tensors: it reads other things than a text or a sound, too."""
+    """Which text an encoder-decoder model writes; tensors: it reads other things than a text or a recording, too."""
     if not {"decoder_input_ids", "encoder_outputs"} <= set(taken) or "pixel_values" in taken:
         return "tensors"
     if "input_features" in taken:

@@ -224,7 +224,7 @@ def _show(inspection: Any, folder: Path, written: str) -> None:
 
 
 def _show_next(folder: Path, task: Any, files: Path, chat: bool, encrypted: bool) -> None:
-    """How to ask it. files: images or sounds that a model of those was calibrated on, or a folder of them."""
+    """How to ask it. files: images or recordings that a model of those was calibrated on, or a folder of them."""
     from ...models.loading.media import media_files
 
     protocol = ["--protocol", "ckks"] if encrypted else []

@@ -30,8 +30,8 @@ from ...models.loading.media import MEDIA
 from ...models.loading.packaged import GIVE_MODEL
 from ...models.loading.task import WRITTEN, Task
 from ...models.loading.truncation import IN_PYTHON, Truncation, truncation_of
-from ...models.weight_owners import Weights, weight_owners
 from ...models.unfinished import Unfinished
+from ...models.weight_owners import Weights, weight_owners
 from ..config import load_settings
 from ..launch import LOCAL
 from ..registry import DEFAULT, PRIVATE_HEAD, client_of, compiled_for, find_talking, protocol_for
@@ -49,7 +49,7 @@ TASKS = {  # and the kind of model that answers it (Task.kind)
     "fill-mask": "masked",
     "sentence-embedding": "sentence",
     "image-classification": "image",
-    "audio-classification": "sound",
+    "audio-classification": "audio",
     "translation": "translation",
     "summarization": "summary",
     "text2text-generation": "text",

@@ -16,8 +16,8 @@ from ...approximations import Plan
 from ...models.compile import Compiled, Logged, compile, part_of
 from ...models.delegated.head import head_of
 from ...models.loading.accepted import loaded_of, module_of
-from ...models.weight_owners import PRIVATE, PUBLIC, Weights, weight_owners
 from ...models.program.scales import Precision
+from ...models.weight_owners import PRIVATE, PUBLIC, Weights, weight_owners
 from ...protocols.errors import BlindformerError
 from ..receipts.receipt import Prices, Receipt, issue
 from ..registry import PRIVATE_HEAD, find_talking, protocol_for, resolve

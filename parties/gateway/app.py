@@ -33,7 +33,7 @@ from .people import People
 from .problems import SERVER, UNSUPPORTED, ApiError, Bodies, as_api_error
 from .replies import (
     KEEP_ALIVE,
-    MOST_SOUND_BYTES,
+    MOST_AUDIO_BYTES,
     AnswerText,
     Completions,
     TranscriptionRequest,
@@ -331,13 +331,13 @@ def make_app(gateway: Gateway) -> FastAPI:
 
         return reply(model, ranking(model, await run_texts(asked, model, caller, items, place=place), asked))
 
-    async def write_down(asked: TranscriptionRequest, sound: BytesIO, caller: str) -> Response:
+    async def write_down(asked: TranscriptionRequest, audio: BytesIO, caller: str) -> Response:
         model = gateway.find_for(asked.model, lambda model: model.hears, "transcription")
         options, seconds = {"language": asked.language} if asked.language else {}, 0.0
 
         def work(job: Job[RequestAnswer]) -> RequestAnswer:
             nonlocal seconds
-            samples, seconds = model.hear(sound)
+            samples, seconds = model.hear(audio)
             return model.ask(job, [samples], options=options)
 
         answer = await run(model, caller, work)
@@ -354,9 +354,9 @@ def make_app(gateway: Gateway) -> FastAPI:
 
     @app.post("/v1/audio/transcriptions", response_model=None)
     async def hear(request: Request) -> Response:
-        async with gateway.body(request, MOST_SOUND_BYTES) as body:
-            asked, sound = await read_form(request.headers, body)
-            return await while_connected(request, write_down(asked, sound, request.state.caller))
+        async with gateway.body(request, MOST_AUDIO_BYTES) as body:
+            asked, audio = await read_form(request.headers, body)
+            return await while_connected(request, write_down(asked, audio, request.state.caller))
 
     add_route("/v1/chat/completions", chat)
     add_route("/v1/completions", continue_texts)

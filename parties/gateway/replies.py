@@ -255,7 +255,7 @@ def model_object(model: ModelPool) -> dict[str, Any]:
     return {**head, EXTRA: model.about()}
 
 
-MOST_SOUND_BYTES = 25 << 20  # of a body, as that API has it
+MOST_AUDIO_BYTES = 25 << 20  # of a body, as that API has it
 _FIELDS = 32
 _NO_TIMES = "no times are computed; leave it out"
 _MOST_LIKELY = "the most likely words are given; leave it out"
@@ -265,9 +265,9 @@ class TranscriptionRequest(ApiRequest):
     """`language`: by its two letters; "": the model finds out. A form's values are texts."""
 
     unused: ClassVar = {
-        "chunking_strategy": (("auto",), "a long sound is cut where it is quiet; leave it out"),
+        "chunking_strategy": (("auto",), "a long recording is cut where it is quiet; leave it out"),
         "include[]": ((), "no probabilities are sent; leave it out"),
-        "prompt": (("",), "a sound is written down without words before it; leave it out"),
+        "prompt": (("",), "a recording is written down without words before it; leave it out"),
         "stream": (("false", "False"), "the text comes whole; leave it out"),
         "temperature": (("0", "0.0"), _MOST_LIKELY),
         "timestamp_granularities[]": ((), _NO_TIMES),
@@ -280,7 +280,7 @@ class TranscriptionRequest(ApiRequest):
 async def read_form(headers: Headers, body: bytes) -> tuple[TranscriptionRequest, BytesIO]:
     """What is asked, and the file. Nothing of it is ever written to a disk. Errors: ApiError."""
     if not headers.get("content-type", "").startswith("multipart/form-data;"):
-        raise ApiError(400, "the body is not a form; send it as multipart/form-data, with the sound as its part file")
+        raise ApiError(400, "the body is not a form; send it as multipart/form-data, with the audio as its part file")
 
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
@@ -293,17 +293,17 @@ async def read_form(headers: Headers, body: bytes) -> tuple[TranscriptionRequest
     except (MultiPartException, KeyError, ValueError):
         raise ApiError(400, "the form is broken, or has too many parts; send one file and its fields") from None
     fields: dict[str, Any] = dict(form.multi_items())
-    sound = fields.pop("file", None)
+    audio = fields.pop("file", None)
     asked = TranscriptionRequest.read(fields)
-    if not isinstance(sound, UploadFile):
+    if not isinstance(audio, UploadFile):
         raise ApiError(400, "file: is missing; give a WAV file", param="file", code="missing_required_parameter")
-    return asked, BytesIO(await sound.read())
+    return asked, BytesIO(await audio.read())
 
 
 def transcription(
     asked: TranscriptionRequest, text: str, language: str, seconds: float, extra: Mapping[str, Any]
 ) -> Response:
-    """`language`: that was asked for or heard. `seconds`: of the sound. `extra`: what that API has no field for."""
+    """`language`: that was asked for or heard. `seconds`: of the audio. `extra`: what that API has no field for."""
     if asked.response_format == "text":
         return PlainTextResponse(f"{text}\n")
     usage = {"type": "duration", "seconds": math.ceil(seconds)}

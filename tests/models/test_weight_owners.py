@@ -7,10 +7,10 @@ import torch
 import transformers as tf
 from blindformer.models.compile import compile
 from blindformer.models.lowering.values import LoweringError
-from blindformer.models.weight_owners import WeightOwners, WeightsError, weight_owners
 from blindformer.models.program.pricing import price
 from blindformer.models.program.program import Instruction
 from blindformer.models.program.widths import place_widths
+from blindformer.models.weight_owners import WeightOwners, WeightsError, weight_owners
 from blindformer.tests.models.conftest import batches, build, clear
 from torch import nn
 
