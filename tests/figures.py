@@ -84,8 +84,12 @@ def many() -> str:
         far = row["max_abs_error"] > 1
         times = [f"{row[name]:.2f} s" for name in ("online_s", "offline_s") if row[name]]
         sent = [f"{row[name] / MB:.0f} MB" for name in ("online_bytes", "offline_bytes") if row[name]]
-        cells = [f"{row['name']}, {row['parties']} parties", ", ".join(times), ", ".join(sent), str(row["rounds"] or "")]
-        cells += ["diverges" if far else f"{row['max_abs_error']:.3f}", ", ".join(_over(plain, row))]
+        cells = [f"{row['name']}, {row['parties']} parties", ", ".join(times), ", ".join(sent)]
+        cells += [
+            str(row["rounds"] or ""),
+            "diverges" if far else f"{row['max_abs_error']:.3f}",
+            ", ".join(_over(plain, row)),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", f"Traffic of all parties. {_provenance(_peers(128), 'peers-minilm-128')}, one thread a party."]
     return "\n".join(lines) + "\n"
