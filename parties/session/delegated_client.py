@@ -45,7 +45,7 @@ from .messages import Waiting, amount, goodbye, out_of_place, read_missing, rece
 from .online import Answer, Progress, Timings, peak_rss_mb
 from .preprocessed import BackgroundTask, query_key
 from .preprocessing_store import PreprocessingStore, Proposals, Ref, StoreError
-from .vouching import vouched_for
+from .statements import vouched_for
 
 BLOCK_BYTES, BLOCK_RUNS = 16_000_000, 16  # of corrections of equal passes that follow each other, made at once
 OWN = "local"  # in the place of a dealer's address

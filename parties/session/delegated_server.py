@@ -39,7 +39,7 @@ from .messages import amount, out_of_place, read, read_number, receive_expected,
 from .online import OnQuery, Timings, peak_rss_mb
 from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, TaskQueue
 from .preprocessing_store import Missing, PreprocessingStore, Ref, StoreError, answer_proposal
-from .vouching import REQUEST, vouch_as_server
+from .statements import REQUEST, vouch_as_server
 
 BLOCKS = 3  # whose corrections are here or being made
 

@@ -48,7 +48,7 @@ from .online import peak_rss_mb
 from .preprocessed import GB, query_key
 from .preprocessing_store import Number, Ref
 from .rendezvous_two import SeedError
-from .vouching import REQUEST, SessionNotes, vouch_as_dealer
+from .statements import REQUEST, SessionNotes, vouch_as_dealer
 
 ADVERSARY = "parties that deviate in any way, as long as server and dealer do not collude; answers are checked"
 PROTOCOL = "delegated"

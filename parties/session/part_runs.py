@@ -20,7 +20,7 @@ from ...protocols.operations.reveal import RevealedRows
 from ..receipts.statement import SessionFacts, SignedStatement, Signer
 from .messages import ONE_RUN, PartRun, Runs, out_of_place
 from .online import Answer, Progress
-from .vouching import SessionNotes
+from .statements import SessionNotes
 
 RUNS = 8  # passes of one token whose correlations are made at once
 

@@ -46,7 +46,7 @@ from .online import Answer, Progress, Timings, run_online
 from .part_runs import QueryingParty
 from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, Coming, Pace, RunBlock, TaskQueue, masks, query_key
 from .preprocessing_store import PreprocessingStore, Proposals, Ref, StoreError
-from .vouching import SessionNotes, vouched_for
+from .statements import SessionNotes, vouched_for
 from .weight_transfer import MaskedCache, ReceivedWeights
 
 
@@ -203,7 +203,7 @@ class ClientParty(QueryingParty):
             self._begun = True
         self.server.send_message({"precompute": count})
         for done in range(count):
-            reply = self._hear("stored", "full")
+            reply = self._expect("stored", "full")
             if "full" in reply:
                 raise StoreError(self.server.peer, f"{printable(reply.get('what'))} (kept {done} of {count})")
             if reply["stored"] != self.number:
@@ -249,10 +249,10 @@ class ClientParty(QueryingParty):
             self.server.send_message(Ask.model_validate({**dict(runs), "query": number, **sources}).message())
             if coming.ref is None and coming.task is None:
                 coming.task = self._prepare(number, part_run)
-            reply = self._hear("taken", "missing", "ready", "spent")  # Busy: what is coming is kept for the next time
+            reply = self._expect("taken", "missing", "ready", "spent")  # Busy: what is coming is kept for the next time
             if "taken" in reply and coming.ref is not None:
                 coming.task = self._take(coming.ref)
-                reply = self._hear("ready", "spent")
+                reply = self._expect("ready", "spent")
             self._coming = None
             passed_on = self._passed_on(part_run) if "ready" in reply else bytearray()
             if "missing" in reply and coming.ref is not None:
@@ -372,8 +372,8 @@ class ClientParty(QueryingParty):
         if not self._live:
             self.seed_dealer(self.seed)
             self.server.send_message({"live": True})
-            self._hear("live")
+            self._expect("live")
             self._live = True
 
-    def _hear(self, *expected: str) -> dict:
+    def _expect(self, *expected: str) -> dict:
         return receive_expected(self.server, expected, self.waiting)

@@ -21,7 +21,7 @@ from ...protocols.rounds import over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..receipts.statement import Signer
-from .audits import AuditedRun, AuditToken, receive_card
+from .audits import AuditedRun, AuditToken, receive_audit_token
 from .compute_slots import ComputeSlots, Unlimited
 from .dealing import RemoteDealer, Replay
 from .helper_topology import OwnerShares
@@ -44,7 +44,7 @@ from .online import OnQuery, Timings, run_online
 from .part_runs import check_runs, count_of, rows_of_a_run
 from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, Coming, Pace, RunBlock, TaskQueue, query_key
 from .preprocessing_store import Missing, PreprocessingStore, Ref, StoreError, answer_proposal
-from .vouching import REQUEST, SessionNotes, vouch_as_server
+from .statements import REQUEST, SessionNotes, vouch_as_server
 from .weight_transfer import send_weights
 
 
@@ -56,7 +56,7 @@ class ServerTape:
     tape: Tape
     seconds: float
     dealt: dict
-    card: AuditToken | None = None
+    audit_token: AuditToken | None = None
 
 
 @dataclass
@@ -264,7 +264,11 @@ class ServerParty:
             self.notes.passed_on(sent=len(passed_on))
         if "go" not in receive_expected(self.client, ("go", "abort")):
             return None
-        audited = None if prepared.card is None else AuditedRun(prepared.card, prepared.tape, self.served, self.client)
+        audited = (
+            None
+            if prepared.audit_token is None
+            else AuditedRun(prepared.audit_token, prepared.tape, self.served, self.client)
+        )
         place = self.served.place
         values = place(self.served.weights)
         if self.outside is not None:
@@ -346,11 +350,11 @@ class ServerParty:
                 return ServerTape(pace.made(left), 0.0, {})
             started = time.perf_counter() - pace.waited  # where it waits for the present run, it makes none
             self.prepared.truncate(part_run.rows)
-            tapes, dealt, card = dealing.lead(number, key, part_run, self.prepared, pace)
+            tapes, dealt, audit_token = dealing.lead(number, key, part_run, self.prepared, pace)
             if self.store is not None:
                 self.store.ledger.record(key, self.session, number)
             tape = block.fill(part_run, self.program.part(part_run.part), tapes)
-            return ServerTape(pace.made(tape), time.perf_counter() - pace.waited - started, dealt, card)
+            return ServerTape(pace.made(tape), time.perf_counter() - pace.waited - started, dealt, audit_token)
 
         return self._background.begin(deal, "correlations")
 
@@ -380,10 +384,10 @@ class ServerParty:
             content = Replay(memoryview(store.fetch(entry)))
             replay = cast(Channel, content)
             (tape,) = self.served.lead(entry.key, replay, self.served.correlations())
-            card = receive_card(replay, self.program)
+            audit_token = receive_audit_token(replay, self.program)
             if not content.is_whole:
                 raise StoreError("server", "the correlations are another program's; they are spent: ask again")
-            return ServerTape(tape, time.perf_counter() - started, {}, card)
+            return ServerTape(tape, time.perf_counter() - started, {}, audit_token)
 
         return self._background.begin(load, "store")
 

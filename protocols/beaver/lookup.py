@@ -33,7 +33,7 @@ from .context import Offline, Online, Public
 from .point_function import Point, PointLayout, TablePoints
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
 from .source import ClientSource, Made
-from .values import Shape, Share, Trace, mask_bytes
+from .values import OfflineValue, Shape, Share, mask_bytes
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Place:
         return high[..., None] - torch.arange(self.cells, device=high.device) & self.cells - 1, rest
 
 
-def mask_parts(offline: Offline, x: Trace, at: Place) -> Callable[[], tuple[Tensor, Tensor]]:
+def mask_parts(offline: Offline, x: OfflineValue, at: Place) -> Callable[[], tuple[Tensor, Tensor]]:
     """At the dealer: the cell r_H, and r_L."""
     mask = offline.ring_mask(x)
     if at.bits > x.width or any(term.zeros < at.bits for term in mask.terms[1:]):
@@ -101,8 +101,8 @@ class Lookup(Primitive):
     keyed = True  # whether a table may be read by keys: they are for two parties
 
     def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, table: Public, **place: int
-    ) -> Trace:
+        self, offline: Offline, key: str, shape: Shape, width: int, x: OfflineValue, table: Public, **place: int
+    ) -> OfflineValue:
         at, count = Place(**place), table.tensor.shape[1]
         powers = lambda rest: torch.stack(_powers(-rest, count), -1)  # noqa: E731
         parts = mask_parts(offline, x, at)
@@ -117,14 +117,14 @@ class Lookup(Primitive):
                 return cells.scatter_(-2, rows, powers(rest)[..., None, :].to(dtype))
 
             offline.keep(key, keep_numbers(offline, key, (*x.shape, at.cells, count), of_cells, each))
-            return Trace(key, shape, width)
+            return OfflineValue(key, shape, width)
 
         def made() -> Point:
             high, rest = parts()
             return high.flatten(), powers(rest.flatten())
 
         offline.keep(key, offline.points(key, size(x.shape) // offline.runs, layout, made))
-        return Trace(key, shape, width)
+        return OfflineValue(key, shape, width)
 
     def run(self, online: Online, key: str, width: int, x: Share, table: Public, **place: int) -> Step:
         opened = yield from online.ring_opened(x)
@@ -137,7 +137,7 @@ class Lookup(Primitive):
             share[part] = read_table(places[part], table.tensor, numbers, **place)
         return Share(key, share.view(x.shape), width)
 
-    def cost(self, shape: Shape, width: int, x: Trace, table: Public, **place: int) -> Cost:
+    def cost(self, shape: Shape, width: int, x: OfflineValue, table: Public, **place: int) -> Cost:
         numbers = size(shape) * size(tuple(table.tensor.shape))
         opening, macs = ring_opening_cost(x), numbers * (table.tensor.shape[1] + 1) // 2
         if (layout := self._layout(width, table, Place(**place))) is None:
@@ -150,7 +150,7 @@ class Lookup(Primitive):
         layout = PointLayout(at.cells, table.tensor.shape[1], mask_bytes(width))
         return layout if self.keyed and layout.pays else None
 
-    def opens(self, x: Trace, table: Public, **place: int) -> list[Opening]:
+    def opens(self, x: OfflineValue, table: Public, **place: int) -> list[Opening]:
         return plain_openings(x, but=("scaled",))
 
 

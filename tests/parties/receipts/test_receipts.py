@@ -18,7 +18,7 @@ from blindformer.parties.cli.receipt import DIGITS
 from blindformer.parties.config import ConfigError
 from blindformer.parties.receipts.receipt import Receipt, costs_of, reckoned
 from blindformer.parties.receipts.statement import ReceiptError, Signer
-from blindformer.parties.session.vouching import FRAME_BYTES, receive_statements, send_statements
+from blindformer.parties.session.statements import FRAME_BYTES, receive_statements, send_statements
 from blindformer.protocols.errors import PeerError
 from blindformer.tests.parties.service.helped import Helped
 from blindformer.tests.parties.session.site import Site, small_case

@@ -16,7 +16,7 @@ from blindformer.models.program.pricing import price
 from blindformer.models.program.program import Program, ProgramError
 from blindformer.models.program.two_server import audit_traffic, for_audits, input_layout
 from blindformer.parties.reports.report import who_learned_what
-from blindformer.parties.session.audits import AuditedClient, AuditedRun, draw_card, is_drawn
+from blindformer.parties.session.audits import AuditedClient, AuditedRun, draw_audit_token, is_drawn
 from blindformer.parties.session.compute_slots import LimitReached
 from blindformer.parties.session.preprocessed import masks
 from blindformer.parties.session.preprocessing_store import PreprocessingStore
@@ -235,10 +235,10 @@ def test_what_the_server_receives_is_uniform_in_audits_too():
     assert float(((counts - counts.mean()) ** 2).sum() / counts.mean()) < 255 + 8 * (2 * 255) ** 0.5
 
 
-def test_a_card_corrects_the_values_or_reveals_the_masks_of_the_run_alone():
+def test_an_audit_token_corrects_the_values_or_reveals_the_masks_of_the_run_alone():
     program, key = audited(inputs("random")).program, new_seed()
-    audit, answer = (draw_card(program, key, lambda rate, drawn=drawn: drawn) for drawn in (True, False))
-    assert len(audit) == len(answer) == audit_traffic(program).card
+    audit, answer = (draw_audit_token(program, key, lambda rate, drawn=drawn: drawn) for drawn in (True, False))
+    assert len(audit) == len(answer) == audit_traffic(program).audit_token
     stream = Stream.of_key(audit[1:33])
     assert torch.equal(stream.integers("x", (4,)), masks(key).integers("x", (4,)))
     assert not any(audit[33:])
