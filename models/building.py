@@ -264,7 +264,7 @@ def typical_files(loaded: Loaded, files: Sequence[Any] | None) -> list[Any]:
             getattr(loaded.task.ear, "chunk_length", SECONDS), loaded.task.ear.sampling_rate
         )
     if not chosen:
-        what = f"takes {medium.word}s; give some typical ones to calibrate on (--calibrate FOLDER)"
+        what = f"takes {medium.plural}; give some typical ones to calibrate on (--calibrate FOLDER)"
         raise LoadError(f"{loaded.name}: {what}")
     step = max(1, len(chosen) / MOST_IMAGES)
     return [chosen[int(i * step)] for i in range(min(MOST_IMAGES, len(chosen)))]
@@ -281,7 +281,7 @@ def typical_inputs(
     medium = loaded.task.medium
     if medium is not None:
         if lengths:
-            raise LoadError(f"{loaded.name}: takes {medium.word}s, which have no lengths; leave --lengths out")
+            raise LoadError(f"{loaded.name}: takes {medium.plural}, which have no lengths; leave --lengths out")
         files = typical_files(loaded, given)
         samples = max(samples, loaded.task.samples(files))
         return {0: [loaded.encode_file(item, samples) for item in files]}

@@ -116,7 +116,7 @@ class DelegatedPart(ClientPart):
             return [DelegatedRows(self.runner, lambda run: None, self.room).sequence(length or 1)]
         by_token, medium = self.writes and length == 1, self.task.medium
         if medium is not None and length is not None and not by_token:
-            raise InputError(f"{self.name}: takes {medium.word}s, which have no lengths; leave --length out")
+            raise InputError(f"{self.name}: takes {medium.plural}, which have no lengths; leave --length out")
         if medium is None and length is None:
             raise InputError(f"{self.name}: takes texts of any length; give one that they are padded to (--length)")
         size = min(self.lengths) if by_token else length

@@ -176,7 +176,7 @@ def found_or_compiled_as_it_is(
         if taken.task.writes and taken.kind != "speech":
             raise LoadError(f"{model}: writes about a text, which the gateway has no route for; use run or query")
         if taken.task.medium is not None and not taken.task.writes:
-            raise LoadError(f"{model}: takes {taken.task.medium.word}s; give a model of texts")
+            raise LoadError(f"{model}: takes {taken.task.medium.plural}; give a model of texts")
         write = partial(compile_seq2seq_folder if taken.task.writes else compile_folder, plan=plan, **options)
         return compile_beside(model, taken, adapters or {}, folder, write, progress, kept)
 

@@ -199,6 +199,11 @@ class Medium:
     task: str
     endings: Sequence[str]
 
+    @property
+    def plural(self) -> str:
+        """Images, recordings."""
+        return f"{self.one.split()[1]}s"
+
 
 MEDIA = {  # by the kind of model (Task.kind)
     "image": Medium("image", "an image", "image", IMAGE_ENDINGS),
@@ -227,12 +232,12 @@ def media_files(kind: str, paths: Iterable[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix.lower() in medium.endings)
             if not inside:
-                raise InputError(f"{path}: holds no {medium.word}s ({', '.join(medium.endings)})")
+                raise InputError(f"{path}: holds no {medium.plural} ({', '.join(medium.endings)})")
             files += inside
         elif path.exists():
             files.append(path)
         else:
-            raise InputError(f"{path}: there is no such file; give a file or a folder of {medium.word}s")
+            raise InputError(f"{path}: there is no such file; give a file or a folder of {medium.plural}")
     return files
 
 

@@ -216,7 +216,7 @@ class Task:
         if self.processor is None:
             if self.kind == "image":
                 pillow()  # without it, transformers loads no image processor
-            raise InputError(f"{self.name}: came without what makes numbers of {self.medium.word}s; give it tensors")
+            raise InputError(f"{self.name}: came without what makes numbers of {self.medium.plural}; give it tensors")
         if self.kind == "image":
             image = open_image(item)
             try:

@@ -9,7 +9,7 @@ import pytest
 from blindformer.parties import database as databases
 from blindformer.parties.database import read_url
 from blindformer.parties.session.preprocessing_store import PreprocessingStore, StoreError
-from blindformer.tests.parties.session.preprocessing_store.pairs import (
+from blindformer.tests.parties.session.store.pairs import (
     CLIENT,
     PROGRAM,
     SESSION,

@@ -20,7 +20,7 @@ from blindformer.parties.session.preprocessing_store import Missing, Ref, answer
 from blindformer.parties.session.weight_transfer import MaskedCache, masked_models
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.models.artifacts.test_sharing import Wide
-from blindformer.tests.parties.session.preprocessing_store.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, make_pair
+from blindformer.tests.parties.session.store.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, make_pair
 
 DAY = 86400.0
 ROWS = (2, 3)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from blindformer.parties.client.client import open_here
 from blindformer.parties.client.local import find_local
-from blindformer.tests.models.loading.test_sounds import RATE, write
+from blindformer.tests.models.loading.test_recordings import RATE, write
 from blindformer.tests.shared.deployment import Deployment
 from blindformer.tests.shared.speech import tiny_whisper
 from blindformer.tests.shared.tiny import tiny_marian

@@ -10,7 +10,7 @@ import threading
 import pytest
 from blindformer.models.program.pricing import price
 from blindformer.parties.reports.report import AnsweredQuery, phases_in_words, two_party_report
-from blindformer.parties.session import store as stores
+from blindformer.parties.session import preprocessing_store
 from blindformer.parties.session.compute_slots import SlotsBusy
 from blindformer.parties.session.online import Timings
 from blindformer.parties.session.preprocessing_store import PreprocessingStore, StoreError
@@ -269,7 +269,7 @@ def test_a_full_disk_keeps_what_is_there(site, mine, monkeypatch, side):
         if frames is None:
             raise StoreError("ledger.sqlite", "the disk is full; free space")
         with monkeypatch.context() as patch:
-            patch.setattr(stores.os, "fsync", lambda descriptor: (_ for _ in ()).throw(full))
+            patch.setattr(preprocessing_store.os, "fsync", lambda descriptor: (_ for _ in ()).throw(full))
             return add(session, number, key, frames)
 
     store.add = third

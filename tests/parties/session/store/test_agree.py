@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from blindformer.parties.session import ledger as ledgers
 from blindformer.parties.session import masked_weights as secrets_
-from blindformer.parties.session import store as stores
+from blindformer.parties.session import preprocessing_store
 from blindformer.parties.session.preprocessing_store import (
     Missing,
     PreprocessingStore,
@@ -21,7 +21,7 @@ from blindformer.parties.session.preprocessing_store import (
     StoreError,
     answer_proposal,
 )
-from blindformer.tests.parties.session.preprocessing_store.pairs import (
+from blindformer.tests.parties.session.store.pairs import (
     CLIENT,
     PROGRAM,
     SESSION,
@@ -178,7 +178,7 @@ def dying(at: int | None, gone: bool = False) -> Iterator[None]:
                 raise OperationalError(sql, {}, OSError("connection lost"))
 
     replace, unlink = Path.replace, Path.unlink
-    fsync, pwrite = stores.os.fsync, stores.os.pwrite
+    fsync, pwrite = preprocessing_store.os.fsync, preprocessing_store.os.pwrite
 
     def mortal(call):
         def run(*arguments, **options):
@@ -190,8 +190,8 @@ def dying(at: int | None, gone: bool = False) -> Iterator[None]:
         return run
 
     with pytest.MonkeyPatch.context() as patch, at_each_statement(statement, statement):
-        patch.setattr(stores.os, "fsync", mortal(fsync))
-        patch.setattr(stores.os, "pwrite", mortal(pwrite))
+        patch.setattr(preprocessing_store.os, "fsync", mortal(fsync))
+        patch.setattr(preprocessing_store.os, "pwrite", mortal(pwrite))
         patch.setattr(secrets_.os, "fsync", mortal(fsync))
         patch.setattr(Path, "replace", mortal(replace))
         patch.setattr(Path, "unlink", mortal(unlink))

@@ -16,7 +16,7 @@ import pytest
 from blindformer.parties.session import ledger as ledgers
 from blindformer.parties.session.ledger import Entry, Ledger, StoreError, audit_tag
 from blindformer.protocols.errors import CorrelationError
-from blindformer.tests.parties.session.preprocessing_store.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, key_of
+from blindformer.tests.parties.session.store.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, key_of
 from blindformer.tests.parties.statements import at_each_statement
 from blindformer.versions import PROTOCOL
 from sqlalchemy import event, text

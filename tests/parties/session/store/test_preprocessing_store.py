@@ -6,9 +6,9 @@ import errno
 import os
 
 import pytest
-from blindformer.parties.session import store as stores
+from blindformer.parties.session import preprocessing_store
 from blindformer.parties.session.preprocessing_store import PreprocessingStore, StoreError
-from blindformer.tests.parties.session.preprocessing_store.pairs import (
+from blindformer.tests.parties.session.store.pairs import (
     CLIENT,
     PROGRAM,
     SESSION,
@@ -82,7 +82,7 @@ def test_a_full_disk_leaves_nothing_behind_and_loses_nothing(store, monkeypatch)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(stores.os, "fsync", full)
+        patch.setattr(preprocessing_store.os, "fsync", full)
         with pytest.raises(StoreError, match=r"No space left on device.*free space"):
             store.add(SESSION, 3, b"k" * 32, [b"more"])
     assert files(store) == ["0", "1", "2"]
@@ -93,7 +93,9 @@ def test_a_full_disk_leaves_nothing_behind_and_loses_nothing(store, monkeypatch)
 
 def test_a_file_is_on_the_disk_before_the_ledger_names_it(store, monkeypatch):
     steps = []
-    monkeypatch.setattr(stores, "sync", lambda path: steps.append((path, (path / SESSION / "3").read_bytes())))
+    monkeypatch.setattr(
+        preprocessing_store, "sync", lambda path: steps.append((path, (path / SESSION / "3").read_bytes()))
+    )
     monkeypatch.setattr(store.ledger, "add", lambda entry: steps.append(entry.file))
     store.add(SESSION, 3, b"k" * 32, [b"mo", b"re"])
     assert steps == [(store.folder, b"more"), f"{SESSION}/3"]
