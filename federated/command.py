@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 from rich.markup import escape
 from typer import Option
 
-from ..parties.certificates.issuing import make_certificates
 from ..parties.cli import options
 from ..parties.cli.commands import CommandEntry
 from ..parties.cli.output import console, print_json, show_next, spare_folder, table
 from ..parties.cli.progress import Phases
-from ..parties.cli.receipt import ReceiptOptions
-from ..parties.cli.steps import check_output, loading
-from ..parties.receipts.statement import Signer, Spending
+from ..parties.cli.steps import loading
 from .settings import FederateSettings
 
 SETTINGS = options.SettingsOption(
@@ -67,13 +63,6 @@ def federate(
             help="Where clients run: here: this process; processes: SuperNodes over TLS.",
         ),
     ] = "here",
-    plot: Annotated[
-        Path | None, Option(help="A .png file to draw accuracy and epsilon over the rounds into (default: none).")
-    ] = None,
-    config: Annotated[
-        Path | None, Option(help="The blindformer.toml whose [prices] the receipt uses (default: none).")
-    ] = None,
-    vouched: ReceiptOptions,
     seed: options.Seed = 0,
     columns: options.Columns,
     threads: options.OwnThreads = 1,
@@ -81,17 +70,14 @@ def federate(
 ) -> None:
     """Train a model among clients that keep their examples, simulated or in processes."""
     given = SETTINGS.read(settings)
-    check_output("--plot", plot, "a picture", ".png")
-    prices, spending = vouched.reckon(config=config), Spending(children=True)
     with loading(threads, notes=1) as phases:
         from .settings import needs_flower
 
         needs_flower()
         from ..models.distillation.checkpoints import check_new
-        from ..protocols.errors import writing
         from .deploy import deploy as in_processes
         from .examples import TABLE, dataset_of, deal
-        from .federate import WORK, rounds_figure
+        from .federate import WORK
         from .federate import federate as run
         from .subject import settle
         from .terms import check_needed, node_configs
@@ -119,20 +105,10 @@ def federate(
 
         wanted: dict[str, Any] = {"nodes": nodes, "progress": show, **chosen.model_dump(exclude_unset=True)}
         result = in_processes(out, **wanted) if engine == "processes" else run(out, dataset, **wanted)
-    spent = spending.so_far()
     if form == "json":
         print_json({"folder": str(result.folder), **result.report})
     else:
         show_result(result, columns.again(data))
-    if plot is not None:
-        with writing(plot, "choose another file"):
-            plot.write_bytes(rounds_figure(result))
-    if prices is not None:
-        from .federate import receipt_of
-
-        with TemporaryDirectory(prefix="blindformer-") as scratch:
-            make_certificates(scratch, ("server",))
-            vouched.keep(receipt_of(result, spent, Signer(Path(scratch), "server"), prices))
 
 
 def _size(count: int) -> str:

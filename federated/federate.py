@@ -24,10 +24,6 @@ from ..models.distillation.teacher import judged
 from ..models.loading.heads import save_model
 from ..models.loading.huggingface import huggingface
 from ..models.loading.media import image_of
-from ..parties.receipts.receipt import Receipt, issue_federated
-from ..parties.receipts.statement import Consumption, Signer
-from ..parties.reports.evaluation import COLOURS, PRIVATE, new_figure, png
-from ..versions import spoken_version, versions
 from .client import client_app
 from .examples import PARTITION, ExampleSource, dataset_of, deal
 from .rounds import Federation, Progress, Round
@@ -170,62 +166,3 @@ def _save_images(data: Dataset, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for number, image in enumerate(data.validation.subset(IMAGES).items):
         image_of(image).save(folder / f"{number:02d}.png")
-
-
-def receipt_of(result: Federated, spent: Consumption, signer: Signer, prices: Any = None) -> Receipt:
-    """What the server of a run vouches for. `spent`: by this command and its processes."""
-    settings = FederateSettings.model_construct(**result.report["settings"])  # valid; all that was open is settled
-    weights, counts = result.report["weights_that_travel"], [round_.clients for round_ in result.rounds]
-    sent = received = None
-    if not settings.secret_draw:  # which bytes and seconds would tell of
-        answers = sum(count or 0 for count in counts)
-        sent = 4 * weights * (answers + sum(len(round_.lost) for round_ in result.rounds))
-        received = (8 if settings.secagg else 4) * weights * answers
-    epsilon = result.report["epsilon"]
-    fields = {
-        "spent": None if settings.secret_draw else spent,
-        "blindformer": spoken_version(),
-        "versions": versions("flwr"),
-        "settings": settings.fingerprint(),
-        "rounds": len(result.rounds),
-        "clients": settings.clients,
-        "strategy": settings.strategy,
-        "aggregated": "masked sums" if settings.secagg else "updates",
-        "weights": weights,
-        "sent": sent,
-        "received": received,
-        "weights_before": result.report["weights_before"],
-        "weights_after": result.report["weights_after"],
-        "privacy": settings.dp,
-        "epsilon": None if epsilon is None else f"{epsilon:.6f}",
-        "delta": None if epsilon is None else str(settings.delta),
-    }
-    return issue_federated(fields, signer, prices)
-
-
-# Accuracy, and epsilon where there is one, over a run's rounds.
-
-
-def rounds_figure(result: Federated) -> bytes:
-    """A PNG. Errors: FigureError without matplotlib."""
-    figure, axes = new_figure()
-    numbers = [r.number for r in result.rounds]
-    axes.plot(numbers, [100 * r.accuracy for r in result.rounds], "o-", markersize=3, color=COLOURS["clear"])
-    test = 100 * result.report["test_accuracy"]
-    axes.axhline(test, linestyle=":", color=COLOURS["torch"])
-    axes.annotate(f"the model that came out, on test: {test:.1f} %", (numbers[0], test), fontsize=8, va="bottom")
-    axes.set_xlabel("round")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_ylabel("accuracy on validation, %")
-    axes.grid(alpha=0.3)
-    settings = result.report["settings"]
-    if result.report["epsilon"] is not None:
-        other = axes.twinx()
-        other.plot(numbers, [r.epsilon for r in result.rounds], "--", color=PRIVATE)
-        other.set_ylim(bottom=0)
-        other.set_ylabel(f"epsilon at delta {settings['delta']:g} (dashed)", color=PRIVATE)
-    spread = f" (Dirichlet {settings['alpha']:g})" if settings["alpha"] else ""
-    clients = f"{settings['clients']} clients{spread}"
-    about = [result.report["data"]["name"], clients, settings["strategy"], f"plan {result.plan.name}"]
-    axes.set_title(", ".join(about), fontsize=9)
-    return png(figure)

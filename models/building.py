@@ -27,7 +27,6 @@ from .loading.load import BUCKETS, Loaded, load
 from .loading.media import media_files
 from .loading.speech import SECONDS
 from .loading.students import trained_length
-from .unfinished import Unfinished
 from .weight_owners import Weights, weight_owners
 
 LENGTHS = (32, 64, 128)
@@ -51,7 +50,6 @@ def compile_folder(
     texts: int | None = None,
     samples: int = 0,
     progress: Progress | None = None,
-    kept: Unfinished | None = None,
 ) -> Path:
     """Compile a model into a folder, and return it: DIR/server for its owner, DIR/client for every client.
 
@@ -67,7 +65,6 @@ def compile_folder(
     texts        texts or images of one query (default: 1; for encrypted queries as many as fit)
     samples      of audio, at least; longer calibration audio raises it
     progress     called with (what, done, total) (default: steps are logged)
-    kept         measurements of an interrupted compilation, to reuse and extend
 
     A program of sums and products also serves encrypted queries.
 
@@ -80,7 +77,7 @@ def compile_folder(
     progress = progress or Logged()
     loaded = model if isinstance(model, Loaded) else load(model)
     plan = own_plan(loaded.folder) if plan is None else plan
-    options: dict[str, Any] = {"embedding": embedding, "weights": weights, "outputs": outputs, "kept": kept}
+    options: dict[str, Any] = {"embedding": embedding, "weights": weights, "outputs": outputs}
     chosen = Plan.preset(plan) if isinstance(plan, str) else plan
     first = 1.0 if texts is not None or _divides(chosen) else 0.5  # then the number of texts is found, for the second
     check_one_pass(loaded)
@@ -106,13 +103,11 @@ def compile_beside(
     folder: str | Path,
     make: Callable[..., Path],
     progress: Progress | None = None,
-    kept: Unfinished | None = None,
 ) -> Path:
     """Compile a base into `folder`, and beside it the base with each of these adapters (artifacts/adapters.py).
 
     model    the base, for `load` to put each adapter on
     make     `compile_folder` or `compile_chat_folder`, with its other options
-    kept     measurements of an earlier, unfinished compilation; this one adds its own
 
     Errors: LoadError, ArtifactError, and those of `make`.
     """
@@ -122,13 +117,12 @@ def compile_beside(
     def writer(number: int, name: str, place: Path) -> Callable[[Path], Path]:
         def write(aside: Path) -> Path:
             loaded = replace(load(model, place), name=f"{base.name}+{name}")
-            mine = None if kept is None else kept.part(f"adapter {name}")
             saying = part_of(progress, number * share, (number + 1) * share, f"{name}: ")
-            return make(loaded, aside, progress=saying, kept=mine)
+            return make(loaded, aside, progress=saying)
 
         return write
 
-    whole = partial(make, base, folder, progress=part_of(progress, 1 - share, 1), kept=kept)
+    whole = partial(make, base, folder, progress=part_of(progress, 1 - share, 1))
     if not adapters:
         return whole()
     writers = {name: writer(number, name, place) for number, (name, place) in enumerate(adapters.items())}
@@ -199,7 +193,6 @@ def compile_alike(
     rows: int = 1,
     weights: Weights | None = None,
     progress: Progress | None = None,
-    kept: Unfinished | None = None,
     **options: Any,
 ) -> dict[int, Compiled]:
     """A program for the inputs of each length, all with one plan, which they calibrate together.
@@ -209,17 +202,14 @@ def compile_alike(
     options  of `compile`: embedding, outputs
     """
     check_one_pass(loaded)
-    kept, calibrating = kept or Unfinished(), part_of(progress, 0, CALIBRATED)
-    parts = {length: kept.part(f"{length} tokens, {rows} rows") for length in inputs}
+    calibrating = part_of(progress, 0, CALIBRATED)
     with TRACING:
         batches = {
-            length: _within(
-                loaded, plan, some, part_of(calibrating, at / len(inputs), (at + 1) / len(inputs)), parts[length]
-            )
+            length: _within(loaded, plan, some, part_of(calibrating, at / len(inputs), (at + 1) / len(inputs)))
             for at, (length, some) in enumerate(inputs.items())
         }
         together = [batch for some in batches.values() for batch in _together(some)]
-        plan = _calibrated(loaded, plan, together, calibrating, kept)
+        plan = _calibrated(loaded, plan, together, calibrating)
     programs: dict[int, Compiled] = {}
     work = {length: max(length, 1) * len(some) for length, some in batches.items()}
     for length, some in batches.items():
@@ -232,7 +222,6 @@ def compile_alike(
             weights=loaded.weights(weights),
             progress=part_of(progress, start, end, f"{length} tokens: " if len(inputs) > 1 else ""),
             name=loaded.name,
-            kept=parts[length],
             **options,
         )
     return programs
@@ -296,19 +285,15 @@ def _texts(loaded: Loaded, length: int, texts: Sequence[str] | None) -> Batches:
     return loaded.examples(chosen, length)
 
 
-def _within(loaded: Loaded, plan: Plan | str, batches: Batches, progress: Progress, kept: Unfinished) -> Batches:
+def _within(loaded: Loaded, plan: Plan | str, batches: Batches, progress: Progress) -> Batches:
     """The inputs that stay in the ranges of a plan that comes calibrated. Values of the others grow without bound."""
     if isinstance(plan, str) or not plan.ranges:
         return batches
 
-    def left_by_each() -> list[list[str]]:
-        left = []
-        for done, batch in enumerate(batches):
-            progress("check the plan", done, len(batches))
-            left.append(list(out_of_range(loaded.model, [batch], plan)))
-        return left
-
-    left = kept.value("left", left_by_each)
+    left = []
+    for done, batch in enumerate(batches):
+        progress("check the plan", done, len(batches))
+        left.append(list(out_of_range(loaded.model, [batch], plan)))
     within = [batch for batch, sites in zip(batches, left, strict=True) if not sites]
     if len(within) == len(batches) or not within:
         return batches
@@ -322,11 +307,11 @@ def _within(loaded: Loaded, plan: Plan | str, batches: Batches, progress: Progre
     return within
 
 
-def _calibrated(loaded: Loaded, plan: Plan | str, batches: Batches, progress: Progress, kept: Unfinished) -> Plan:
+def _calibrated(loaded: Loaded, plan: Plan | str, batches: Batches, progress: Progress) -> Plan:
     if isinstance(plan, Plan) and plan.ranges:
         return plan
     count = lambda done, total: progress("calibrate", done, total)  # noqa: E731
-    return kept.plan(lambda: calibrate(loaded.model, batches, plan, count))
+    return calibrate(loaded.model, batches, plan, count)
 
 
 def _together(batches: Sequence[Mapping[str, Tensor]], rows: int = 16) -> Batches:

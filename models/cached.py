@@ -17,7 +17,6 @@ from ..versions import versions
 from .artifacts import ArtifactError, load_client
 from .artifacts.layout import VERSIONS, parts_of, read_json, read_programs
 from .artifacts.layout import versions as versions_of
-from .artifacts.sharing import share
 from .building import own_plan
 from .compile import Progress, part_of
 from .delegated import is_delegated
@@ -29,10 +28,9 @@ from .loading.packaged import PACKAGED, packaged_students
 from .loading.students import REPORT
 from .loading.task import WRITTEN
 from .program.program import ProgramError
-from .unfinished import UNFINISHED, Unfinished
 
 PRICE = "price alone"  # of a model that was priced, and is not compiled yet
-COMPILED, SHARED = "compiled", "weights"  # in the cache: folders, and large files that several of them have
+COMPILED = "compiled"  # the folder of the cache
 
 
 def is_compiled(model: str | Path) -> bool:
@@ -44,16 +42,15 @@ def is_compiled(model: str | Path) -> bool:
 def cached(
     model: str | Path,
     cache: Path,
-    make: Callable[[Path, Plan | str, Unfinished], Path],
+    make: Callable[[Path, Plan | str], Path],
     plan: Plan | str | None,
     options: Mapping[str, Any],
     progress: Progress | None = None,
     read: Callable[[Path], object] = load_client,
     first: Callable[[Path], None] | None = None,
 ) -> Path:
-    """The folder in `cache` with this model compiled so, which `make(folder, plan, kept)` writes if it is not there,
-    or to another folder, whose path it returns.
-    `kept`: what a `make` that was ended has measured. `options`: whatever else makes a difference. `plan` None: the
+    """The folder in `cache` with this model compiled so, which `make(folder, plan)` writes if it is not there, or to
+    another folder, whose path it returns. `options`: whatever else makes a difference. `plan` None: the
     model's own, else faithful. `read`: the part that has to be there. `first`: called with the model's folder or file
     before it is compiled. The folder's own time is that of its last use.
 
@@ -68,10 +65,7 @@ def cached(
     except (ArtifactError, ProgramError):  # none, a damaged one, or one of another version
         if first is not None:
             first(place)
-        kept = Unfinished.read(folder / UNFINISHED)
-        folder = make(folder, plan, kept)
-        share(folder, cache / SHARED)
-        kept.remove()
+        return make(folder, plan)
     return folder
 
 
@@ -195,8 +189,6 @@ def _compiled(folder: Path, changed: int) -> KnownModel:
         return KnownModel(about["name"], task, about["plan"], lengths, size, str(folder), used, problem)
     except (ArtifactError, ProgramError, KeyError, StopIteration) as error:
         problem = str(error).partition(": ")[2] or "is damaged; compile again"
-        if (folder / UNFINISHED).is_file():
-            problem = "is not finished; compile it again: that goes on where it ended"
         return KnownModel(name_of(folder), where=str(folder), used=used, problem=problem)
 
 

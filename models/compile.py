@@ -33,7 +33,6 @@ from .lowering.values import LoweringError
 from .program.interpreter import interpret
 from .program.program import PreludeStep, Program, ProgramError, constant_digest
 from .program.scales import Precision, Scaled, place_scales
-from .unfinished import Unfinished
 from .weight_owners import PRIVATE, Weights, weight_owners
 
 if TYPE_CHECKING:
@@ -170,7 +169,6 @@ def compile(
     like: Compiled | None = None,
     states: Mapping[str, int] | None = None,
     traces: Traces | None = None,
-    kept: Unfinished | None = None,
 ) -> Compiled:
     """Compile a model for inputs of the example's shapes.
 
@@ -189,7 +187,6 @@ def compile(
     like       the same model at other shapes, whose ranges and scales are reused; one batch is enough
     states     fractional bits of states that another program keeps, by name
     traces     traces of the model at other shapes, to reuse
-    kept       measurements of an interrupted compilation, to reuse and extend
 
     Raises LoweringError, ProgramError, PlanError, CalibrationError and WeightsError.
     """
@@ -200,16 +197,14 @@ def compile(
     for name_of, value in batches[0].items():  # a number is part of the program
         if isinstance(value, int | float) and any(batch.get(name_of) != value for batch in batches):
             raise ProgramError(f"input {name_of}: is {value} and other numbers; give one, or a tensor")
-    loaded, kept = loaded_of(model), kept or Unfinished()
+    loaded = loaded_of(model)
     whose = weight_owners(weights or PRIVATE) if isinstance(loaded, nn.Module) else loaded.weights(weights)
     model = module_of(loaded)
     with TRACING:  # which replaces parameters in place: none may read them meanwhile
         public = whose.of(model)
         _check_weights(model)
         traced = part_of(progress, 0, TRACED)
-        lowered, plan, structure = _traced(
-            model, batches, plan, embedding, public, outputs, traced, inputs, traces, kept
-        )
+        lowered, plan, structure = _traced(model, batches, plan, embedding, public, outputs, traced, inputs, traces)
     say = part_of(progress, TRACED, 1)
     say("optimise", 0, 1 + len(batches))
     nodes = optimise(lowered.outputs)
@@ -225,10 +220,7 @@ def compile(
         values = ({**b, **run_prelude(draft, lowered.released, b)} for b in batches)
         clients_own = ({n: v for n, v in batch.items() if n in given} for batch in values)
         total = 1 + len(batches)
-        ordered = order(nodes)
-        ranges = kept.ranges(
-            ordered, lambda: measure(ordered, clients_own, lambda done: say("measure", 1 + done, total))
-        )
+        ranges = measure(order(nodes), clients_own, lambda done: say("measure", 1 + done, total))
     precision = precision or Precision(fraction=plan.fraction)
     scales = {**(states or {}), **({} if like is None else like.states)}
     scaled = place_scales(nodes, lowered.output_names, ranges, precision, scales)
@@ -287,7 +279,6 @@ def _traced(
     say: Progress,
     inputs: Inputs | None,
     traces: Traces | None,
-    kept: Unfinished,
 ) -> tuple[LoweredGraph, Plan, Structure]:
     """The lowered graph, the calibrated plan and the form of the model's output; the model is left as it was."""
     was_training, previous = model.training, plan_of(model)
@@ -299,7 +290,7 @@ def _traced(
             say = part_of(say, CALIBRATED, 1)
             count, chosen = lambda done, total: calibrating("calibrate", done, total), plan
             try:
-                plan = kept.plan(lambda: calibrate(model, batches, chosen, count))
+                plan = calibrate(model, batches, chosen, count)
             except BlindformerError:
                 raise
             except Exception as error:  # as above, on one of the other batches

@@ -342,12 +342,6 @@ class CryptenSection(_Section):
     """Tokens, where several lengths are compiled: a session runs one program."""
     wait: Seconds = 60.0
     """Seconds for the other parties to come."""
-    ahead: int = Field(default=1000, ge=0, le=1_000_000)
-    """Queries whose correlations a party holds ahead at most, in memory."""
-    ahead_gb: float = Field(default=4.0, gt=0, le=1e6, allow_inf_nan=False)
-    """The most that they may take."""
-    ahead_first: int = Field(default=0, ge=0, le=1_000_000)
-    """Queries whose correlations the party that asks makes before the first query."""
     parties: dict[str, PartySection] = {}
 
 

@@ -1,7 +1,6 @@
 """The contents of this machine's cache, and their removal. Everything removed is made again when it is needed.
 
     compiled/NAME-HASH    models that were compiled at a first use (models/cached.py)
-    weights/SHA256.MODE   large files of these that are equal, whose other names are in their folders
     HEX, HEX.json         masked weights of servers (session/weight_transfer.py)
 
 Only these are removed, by their names, and never what a link leads to. All else in the folder is somebody's: data sets,
@@ -24,8 +23,7 @@ from pathlib import Path
 
 from ..errors import BlindformerError
 from ..models.artifacts.layout import SECRET
-from ..models.artifacts.sharing import bytes_on_disk, content_of, statuses
-from ..models.cached import COMPILED, SHARED, KnownModel, compiled_models, is_found_again
+from ..models.cached import COMPILED, KnownModel, compiled_models, is_found_again
 from ..models.loading.huggingface import LoadError
 from ..models.loading.load import locate
 from ..models.loading.packaged import PACKAGED
@@ -48,11 +46,10 @@ class Removable:
 
 @dataclass(frozen=True)
 class CacheRemoval:
-    """What is removed together. `shared`: files that no folder has any more then; `bytes`: what is free then;
-    `left`: what stays, because there is something in it that is not the cache's."""
+    """What is removed together. `bytes`: what is free then; `left`: what stays, because something in it is not the
+    cache's."""
 
     items: list[Removable]
-    shared: list[Path]
     bytes: int
     left: list[Removable]
 
@@ -66,6 +63,25 @@ def files_below(paths: Iterable[Path]) -> Iterator[Path]:
                 yield from (Path(folder, name) for name in (*names, *links))
         elif os.path.lexists(path):
             yield path
+
+
+def bytes_on_disk(files: Iterable[Path]) -> int:
+    """What files take together, each content once however many names it has."""
+    return sum({_content(status): status.st_size for status in _statuses(files).values()}.values())
+
+
+def _statuses(files: Iterable[Path]) -> dict[Path, os.stat_result]:
+    """Of the files that are there."""
+    known = {}
+    for file in files:
+        with suppress(OSError):
+            known[file] = file.lstat()
+    return known
+
+
+def _content(status: os.stat_result) -> tuple[int, int]:
+    """Names the content of a file, whose links all have it."""
+    return status.st_dev, status.st_ino
 
 
 def compiled_folders(cache: Path, name: str) -> list[Path]:
@@ -99,8 +115,8 @@ def removal_of(cache: Path, names: Sequence[str], lengths: Collection[int] = ())
 
 
 def leftovers(cache: Path, older: float | None = None, everything: bool = False) -> CacheRemoval:
-    """What can be used no more: folders of other versions, unfinished ones, masked weights of a model that is gone, and
-    shared files that no folder has. `older`: also what was not used for so many seconds; `everything`: all of it."""
+    """What can be used no more: folders of other versions, unfinished ones, masked weights of a model that is gone.
+    `older`: also what was not used for so many seconds; `everything`: all of it."""
     now, masked = time.time(), masked_models(cache)
     unused = "not used for so long"
 
@@ -124,7 +140,7 @@ def leftovers(cache: Path, older: float | None = None, everything: bool = False)
     known = {file for one in masked for file in one.files}
     parts = [
         path
-        for path, status in statuses(_parts(cache)).items()
+        for path, status in _statuses(_parts(cache)).items()
         if everything or old(UNFINISHED_SECONDS, status.st_mtime)
     ]
     unknown = [file for file in masked_files(cache) if file not in known and file.suffix != ".part"]
@@ -136,7 +152,7 @@ def leftovers(cache: Path, older: float | None = None, everything: bool = False)
 
 def remove(removal: CacheRemoval) -> None:
     """A folder is renamed before it is deleted, so that no reader finds half of one. Errors: BlindformerError."""
-    for path in (*(path for item in removal.items for path in item.paths), *removal.shared):
+    for path in (path for item in removal.items for path in item.paths):
         try:
             if path.is_dir() and not path.is_symlink():
                 going = path if path.name.startswith(_REMOVING) else path.with_name(_REMOVING + secrets.token_hex(8))
@@ -162,13 +178,10 @@ def _removal(cache: Path, items: Iterable[Removable], masked: Iterable[MaskedMod
         for item in items
         if item not in foreign
     ]
-    files = statuses(files_below(path for item in items for path in item.paths))
-    names = Counter(map(content_of, files.values()))
-    stored = statuses((cache / SHARED).glob("*"))
-    shared = {file: status for file, status in stored.items() if status.st_nlink == names[content_of(status)] + 1}
-    names.update(map(content_of, shared.values()))
-    freed = {file for file, status in (files | shared).items() if status.st_nlink <= names[content_of(status)]}
-    return CacheRemoval(items, sorted(shared), bytes_on_disk(freed), left)
+    files = _statuses(files_below(path for item in items for path in item.paths))
+    names = Counter(map(_content, files.values()))  # a delegated model's parts are links to one file
+    freed = [file for file, status in files.items() if status.st_nlink <= names[_content(status)]]
+    return CacheRemoval(items, bytes_on_disk(freed), left)
 
 
 def _foreign(item: Removable) -> list[Path]:
@@ -183,7 +196,7 @@ def _foreign(item: Removable) -> list[Path]:
 def _parts(cache: Path) -> Iterator[Path]:
     """Files that a killed process left in the middle of writing or removing."""
     yield from (file for file in masked_files(cache) if file.suffix == ".part")
-    for pattern in (f"{SHARED}/*.part", f"{COMPILED}/{_REMOVING}*", f"{COMPILED}/*/.compiling-*"):
+    for pattern in (f"{COMPILED}/{_REMOVING}*", f"{COMPILED}/*/.compiling-*"):
         yield from cache.glob(pattern)
 
 

@@ -7,7 +7,7 @@ from ..errors import BlindformerError
 _SERVICES = "a service is one process now: leave it out, and run several, such as with Kubernetes"
 _SIZING = "plans for many users are gone: leave it out, and multiply the price of a query"
 _PLACES = "no service sends a session elsewhere now: leave it out"
-_LAUNCHER = "a launcher starts them: torchrun --nproc-per-node N -m blindformer distill ..."
+_AHEAD = "each query makes its own correlations now: leave it out"
 _SIZES = ("users", "queries", "peak", "ahead", "within", "cores", "uplink", "utilisation", "core-hour", "gb")
 
 COMMANDS = {
@@ -15,13 +15,14 @@ COMMANDS = {
     "inspect": "is called models show now",
     "rm": "is called models rm now",
     "prune": "is called models prune now",
-    "spool": "is part of precompute now: blindformer precompute --store FOLDER",
+    "store": "is part of precompute now: blindformer precompute --store FOLDER",
     "env": "is part of doctor now: blindformer doctor --env",
     "party": "is part of serve now: blindformer serve --party NAME",
     "sentinels": "is part of query now: blindformer query FOLDER --file TEXTS --write-known FILE",
     "head": "is called train now",
 }
 KEYS = {
+    **dict.fromkeys(("crypten.ahead", "crypten.ahead_gb", "crypten.ahead_first"), _AHEAD),
     **dict.fromkeys(("server.replicas", "dealer.replicas"), _SERVICES),
     **dict.fromkeys(("parties.server.replicas_at", "parties.dealer.replicas_at"), _PLACES),
 }
@@ -36,6 +37,7 @@ def _settings(*names: str) -> dict[str, str]:
     return {f"--{name}": f"is a setting now: write --set {name.replace('-', '_')}=VALUE" for name in names}
 
 
+_DRAWN = "nothing is drawn now: leave it out; --format json has all figures"
 _PRICES = "is part of --config now: write [prices] in its file"
 _UTF8 = "files are read in UTF-8 here: convert it first, with iconv -f cp1252 -t utf-8"
 _READ = "reads tables by their usual names now, in UTF-8: leave it out"
@@ -47,13 +49,13 @@ _ROWS: list[tuple[str, dict[str, str]]] = [
     ("serve helper", {"--adapter": "is a table of the settings file; write NAME = FOLDER in [server.adapters] or "
                                    "[helper.adapters]"}),
     ("serve", {
-        "--ahead": key("ahead_first in [crypten]"),
+        "--ahead": _AHEAD,
         "--folder": "is the argument FOLDER; with --party the key folder in [crypten.parties.NAME]",
         "--threads": key("threads in [crypten.parties.NAME]"),
         **dict.fromkeys(("--field", "--encoding"), _READ),
     }),
     ("distill", {
-        "--processes": _LAUNCHER,
+        "--processes": "distillation is of one process now: leave it out, and give --device cuda for a GPU",
         **_settings("texts", "pool", "hidden", "heads", "intermediate", "augment", "teacher-epochs", "hidden-epochs",
                     "logit-epochs"),
         "--bfloat16": "is a setting now: write --set bfloat16=true",
@@ -63,8 +65,12 @@ _ROWS: list[tuple[str, dict[str, str]]] = [
                     "delta", "alpha", "sample", "epsilon"),
         "--adaptive": "is a setting now: write --set adaptive=true",
         "--deploy": "is called --engine processes now",
+        "--plot": _DRAWN,
+        **dict.fromkeys(("--receipt", "--prices", "--config"), "no receipt is written of training: leave it out"),
     }),
-    ("tune", {"--heads": "leave it out: the table of smaller models says what fewer heads and layers lose"}),
+    ("tune", {"--heads": "leave it out: distill --layers N, --set heads=N or --budget makes a smaller model"}),
+    ("tune evaluate", {"--report": _DRAWN}),
+    ("show", {"--html": "leave it out: --format json has all fields"}),
     ("demo gateway precompute", {"--threads": "leave it out: one thread computes"}),
     ("up", {"--threads": "is of compile: blindformer compile MODEL --threads N --out FOLDER, then up FOLDER"}),
     ("up gateway", {"--key-file": key("key in [gateway]")}),
@@ -74,7 +80,7 @@ _ROWS: list[tuple[str, dict[str, str]]] = [
         f"--{owner}-weights": f"is part of --weights now: write --weights 'PATTERN={owner}'"
         for owner in ("public", "private")
     }),
-    ("run query chat federate", {"--prices": _PRICES}),
+    ("run query chat", {"--prices": _PRICES}),
     ("run query chat precompute", {"--client-memory": key("memory in [client]")}),
     ("query chat", {"--helper": _HELPER}),
     ("query", {"--sentinels": "is called --canaries now"}),

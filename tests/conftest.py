@@ -65,7 +65,6 @@ SLOW = (
     "models/distillation/test_embeddings.py",
     "models/distillation/test_images.py",
     "models/distillation/test_narrowing.py",
-    "models/distillation/test_processes.py",
     "models/generation/test_cross.py::test_each_length_of_a_source",
     "models/judging/test_search.py",
     "models/loading/test_students.py::test_a_packaged_student",

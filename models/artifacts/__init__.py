@@ -11,7 +11,7 @@ With a plan of sums and products alone, lengths/<L>/circuit.json of server and c
 
 A length is a number of tokens; a model of images has one program, at length 0. Tensors are stored under the digest of
 their content, so those that several lengths share are stored once; each length's tensors.json says which name is which.
-Large ones have a file each: folders in one cache can then share these on the disk, too (sharing.py).
+Large ones have a file each.
 Every part has a versions.json with the size and SHA-256 of its files, written last and checked when the part is read.
 Nothing is pickled.
 """

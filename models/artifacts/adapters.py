@@ -1,5 +1,5 @@
 """Adapters beside their base in a compiled folder: PART/adapters/NAME is a part like PART, of the base with the adapter
-on. Large tensors that both have, such as public weights, are one file on the disk and one tensor in memory."""
+on. Tensors that both have, such as public weights, are one in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..program.program import Program
 from .layout import ADAPTERS, OF_PROGRAMS, VERSIONS, ArtifactError, part_place, read_programs
-from .sharing import share
 from .tensors import CompiledPart
 
 P = TypeVar("P", bound=CompiledPart[Any])
@@ -82,8 +81,6 @@ def write_with_adapters(
         with TemporaryDirectory(prefix=".adapters-", dir=root) as aside:
             written = {name: write(Path(aside) / name) for name, write in adapters.items()}
             base()
-            for compiled in (root, *written.values()):
-                share(compiled, Path(aside) / "shared")
             for name, compiled in written.items():
                 for part in OF_PROGRAMS:
                     (root / part / ADAPTERS).mkdir(exist_ok=True)

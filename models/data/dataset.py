@@ -253,13 +253,6 @@ def _word(setting: str, value: Any) -> str:
     return f"no {name}" if value is None else f"{name} {value}"
 
 
-def content_of(path: Path) -> str:
-    """SHA-256 of a file, or of all in a folder."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    digests = [hashlib.sha256(file.read_bytes()).digest() for file in files if file.is_file()]
-    return hashlib.sha256(b"".join(digests)).hexdigest() if path.is_dir() else digests[0].hex()
-
-
 def rows_digest(inputs: list[str] | Tensor) -> str:
     """SHA-256 of texts, or of images uint8 [N, H, W], in their order."""
     digest = hashlib.sha256()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import re
 from collections import Counter
@@ -20,12 +21,11 @@ from .dataset import (
     Examples,
     RawExamples,
     Reading,
-    content_of,
     reading_of,
     rows_digest,
     stratified,
 )
-from .files import SKIP, read_file, read_folder
+from .files import SKIP, read_file
 from .reading import bad_rows, text_rows
 from .registry import DataSource, sources
 
@@ -41,11 +41,11 @@ def load_data(
     validation: float = 0.1,
     skip_bad: bool = False,
 ) -> Dataset:
-    """Load a data set by name, from a table (CSV, TSV, JSON lines, Parquet), or from a folder of `datasets`.
+    """Load a data set by name, or from a table (CSV, TSV, JSON lines, Parquet).
 
         data = bf.load_data("tickets.csv", text="subject,body", label="queue")
 
-    what          a name, NAME=FOLDER for its files elsewhere, a file, or a folder
+    what          a name, NAME=FOLDER for its files elsewhere, or a file
     seed          of the split, unless the source has its own
     text, label   columns (default: usual names); several text columns, with commas, are joined
     encoding      of a file (default: by its byte order mark, else UTF-8)
@@ -69,7 +69,8 @@ def load_data(
     data = split(path.name, rows, seed, test, validation)
     assert data.reading is not None
     text, label = rows.columns or (text, label)
-    own = replace(data.reading, content=content_of(path), text=text, label=label, encoding=encoding, skip_bad=skip_bad)
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    own = replace(data.reading, content=content, text=text, label=label, encoding=encoding, skip_bad=skip_bad)
     return replace(data, reading=own)
 
 
@@ -127,12 +128,10 @@ def _read_path(
     skip_bad: bool,
 ) -> RawExamples:
     if path.is_dir():
-        return read_folder(path, text, label, skip_bad)
+        raise DataError(f"{path}: is a folder; give a table (of `datasets`: to_parquet writes one)")
     if path.is_file():
         return read_file(path, text, label, encoding, skip_bad)
-    raise DataError(
-        f"{path}: no such file, folder or data set; give a table, a folder of datasets, or one of {', '.join(known)}"
-    )
+    raise DataError(f"{path}: no such file or data set; give a table, or one of {', '.join(known)}")
 
 
 def split(name: str, rows: RawExamples, seed: int, test: float = 0.2, validation: float = 0.1) -> Dataset:

@@ -14,7 +14,6 @@ from ..building import typical_inputs
 from ..cached import cached
 from ..compile import Logged, Progress, part_of
 from ..loading.load import Loaded, load
-from ..unfinished import Unfinished
 from .folder import check_part, save_delegated, write_integers
 from .head import compile_head, head_of, without_head
 from .manifest import plan_name, ring_of
@@ -83,7 +82,7 @@ def found_or_delegated(
     already; `first`: as of `cached`; `options`: of `delegate_folder`. Errors: as `delegate_folder`."""
     ring_of(plan)  # before anything slow happens
 
-    def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
+    def make(folder: Path, plan: Plan | str) -> Path:
         return delegate_folder(loaded or model, folder, plan=plan, progress=progress, **options)
 
     return cached(model, cache, make, plan or "faithful", {"runs as it is": options}, progress, check_part, first)

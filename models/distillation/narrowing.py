@@ -9,7 +9,7 @@ heads lose no features). What is lost is then made up for by least squares (mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,13 +37,10 @@ def arrange(
     batches: Sequence[Batch],
     heads: int | None,
     intermediate: int | None,
-    also: Mapping[int, nn.Module] | None = None,
 ) -> None:
     """Put a model's heads and features in the order in which a narrower one keeps them, in place.
 
     batches: of the model's inputs. heads, intermediate: of the narrower one; None: as many.
-    also: layers of a student of the model, by the number of the model's layer that each learned from; they get the
-    model's order, so that their heads and features stay those of the model's.
 
     Errors: DistillError for a model whose layers have other linear layers.
     """
@@ -56,19 +53,15 @@ def arrange(
         calls = first_calls(model, path, batches)
         for number in range(count):
             layer = model.get_submodule(f"{path}.{number}")
-            alike = [layer, *([] if also is None or number not in also else [also[number]])]
             if heads and own_heads and heads < own_heads:
-                _arrange_heads(alike, calls, masks, own_heads, own_heads // heads)
+                _arrange_heads(layer, calls, masks, own_heads, own_heads // heads)
             if intermediate and own_intermediate and intermediate < own_intermediate:
-                _arrange_features(alike, calls, masks, own_intermediate)
+                _arrange_features(layer, calls, masks, own_intermediate)
             calls = next_calls(layer, calls)
 
 
-def _arrange_features(
-    alike: Sequence[nn.Module], calls: Sequence[Call], masks: Sequence[Tensor], features: int
-) -> None:
-    """By what each adds to the result of the first layer: its mean square times that of the weights that read it."""
-    layer = alike[0]
+def _arrange_features(layer: nn.Module, calls: Sequence[Call], masks: Sequence[Tensor], features: int) -> None:
+    """By what each adds to the layer's result: its mean square times that of the weights that read it."""
     linears = linears_of(layer)
     writes = [name for name, child in linears if child.out_features == features != child.in_features]
     reads = [name for name, child in linears if child.in_features == features != child.out_features]
@@ -77,14 +70,11 @@ def _arrange_features(
         raise DistillError(f"{kind}: its feed-forward is not of two linear layers; leave intermediate out")
     weight = layer.get_submodule(reads[0]).weight
     weighs = inputs_of(layer, calls, reads[0], masks).square().mean(0) * weight.square().sum(0)  # type: ignore[operator]
-    _reorder(alike, writes, reads[0], weighs.argsort(descending=True))
+    _reorder(layer, writes, reads[0], weighs.argsort(descending=True))
 
 
-def _arrange_heads(
-    alike: Sequence[nn.Module], calls: Sequence[Call], masks: Sequence[Tensor], heads: int, joined: int
-) -> None:
-    """Those whose attention is most alike in the first layer beside each other."""
-    layer = alike[0]
+def _arrange_heads(layer: nn.Module, calls: Sequence[Call], masks: Sequence[Tensor], heads: int, joined: int) -> None:
+    """Those whose attention is most alike beside each other."""
     groups = groups_of(layer, calls[0])
     ends = [queries_and_keys(names) for names in groups]
     place, pair = next(((i, pair) for i, pair in enumerate(ends) if pair is not None), (0, None))
@@ -99,19 +89,18 @@ def _arrange_heads(
     ]
     order = _neighbours(torch.corrcoef(torch.cat(attention, 1)), joined)
     features = torch.arange(seen[query][0].shape[-1]).unflatten(0, (heads, -1))[order].flatten()
-    _reorder(alike, groups[place], groups[place + 1][0], features)
+    _reorder(layer, groups[place], groups[place + 1][0], features)
 
 
-def _reorder(alike: Sequence[nn.Module], writes: Sequence[str], reads: str, order: Tensor) -> None:
-    """Put the features that some linear layers write and one reads in another order, in each of the layers."""
-    for layer in alike:
-        for name in writes:
-            linear: Any = layer.get_submodule(name)
-            linear.weight.copy_(linear.weight[order])
-            if linear.bias is not None:
-                linear.bias.copy_(linear.bias[order])
-        down: Any = layer.get_submodule(reads)
-        down.weight.copy_(down.weight[:, order])
+def _reorder(layer: nn.Module, writes: Sequence[str], reads: str, order: Tensor) -> None:
+    """Put the features that some linear layers write and one reads in another order."""
+    for name in writes:
+        linear: Any = layer.get_submodule(name)
+        linear.weight.copy_(linear.weight[order])
+        if linear.bias is not None:
+            linear.bias.copy_(linear.bias[order])
+    down: Any = layer.get_submodule(reads)
+    down.weight.copy_(down.weight[:, order])
 
 
 def _attention(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:

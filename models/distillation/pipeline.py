@@ -15,20 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from ...approximations import Choice, Plan, approximate, calibrate, out_of_range, restore
-from ...approximations.calibrate import in_force
 from ...approximations.registry import EXACT
+from ...protocols.devices import find_device
 from ..data import Dataset, Examples, check_unseen, keep_reading, load_data, load_texts
 from ..distillation_settings import EMBEDDINGS, DistillError, DistillSettings, check_used
 from ..loading.calibration_texts import calibration_texts
 from ..loading.heads import SentenceEncoder, save_model
 from ..loading.huggingface import huggingface
-from ..loading.layers import layer_count, narrowed, spread, stack_of, widths, with_layers
+from ..loading.layers import layer_count, narrowed, spread, widths, with_layers
 from ..loading.load import Loaded, load, package_of
 from ..loading.students import REPORT, save_student, weights_digest
 from .batches import UNLABELLED, by_private_length, in_order, passages, pixels, tokenise, with_variants
 from .checkpoints import check_new, locked, storing
 from .narrowing import arrange
-from .processes import Processes, joined, placed
 from .ranges import extremes, watching
 from .refit import concentrate, refit
 from .stages import Pupil, hidden_stage, logit_stage
@@ -104,9 +103,9 @@ def distill(
     out         a new folder; an interrupted run with the same settings is resumed exactly
     plan        a preset's name or a plan
     transfer    another data set that the teacher labels for the student
-    start       a student of the same teacher to continue, with as many layers (default: the teacher's weights)
+    start       a student of the same teacher to continue, of the same shape (default: the teacher's weights)
     embeddings  train a sentence encoder's embeddings for any task; labels are ignored
-    device      "cpu", "cuda" or "cuda:1"; processes of `accelerate launch` share each batch (extra `scale`)
+    device      "cpu", "cuda" or "cuda:1"
     settings    fields of `DistillSettings`
 
     Raises DistillError, DataError, LoadError and PlanError.
@@ -127,13 +126,9 @@ def distill(
     begun = None if start is None else load(start)
     if teacher != VIT:
         check_teaches(loaded)
-    team = joined(device)
-    with locked(out) if team.rank == 0 else nullcontext():
-        if team.count > chosen.batch:
-            raise DistillError(f"processes {team.count}: a batch has {chosen.batch} examples; give at most as many")
-        if team.rank:
-            progress = say = None
-        return run(loaded, begun, dataset, more, out, plan, chosen, progress, say or (lambda stage: None), team).run()
+    place = find_device(device)
+    with locked(out):
+        return run(loaded, begun, dataset, more, out, plan, chosen, progress, say or (lambda stage: None), place).run()
 
 
 def pooling(plan: Plan, pool: tuple[int, ...]) -> Plan:
@@ -159,16 +154,17 @@ class _Pipeline:
         settings: DistillSettings,
         progress: Progress | None,
         say: Say,
-        processes: Processes,
+        device: torch.device,
     ) -> None:
         self.loaded, self.begun, self.data, self.transfer, self.out = loaded, begun, data, transfer, out
-        self.settings, self.progress, self.say, self.processes = settings, progress, say, processes
+        self.settings, self.progress, self.say, self.device = settings, progress, say, device
         self.plan = self._for_clients(plan)
         self.work = out / _WORK
         self.history: dict[str, list[dict[str, float]]] = {}
 
     def run(self) -> Distilled:
-        self.processes.first(lambda: (check_new(self.out, self.work), self.work.mkdir(exist_ok=True)))
+        check_new(self.out, self.work)
+        self.work.mkdir(exist_ok=True)
         given = self._is_given()
         self.train, self.validation = self._read(self.data.train), self._read(self.data.validation)
         teacher = self.loaded.model if given else self._untrained()
@@ -176,12 +172,12 @@ class _Pipeline:
         kept = [] if compact else self._layers_kept(teacher)
         check_modules(student := self._student(teacher, kept), self.plan)  # before anything slow happens
         if self.begun is not None:
-            self._check_alike(self._narrowed(self.begun.model), student, self.begun)
+            self._check_alike(self.begun.model, student, self.begun)
         if not given:
             self._fine_tune(teacher)
         teacher.requires_grad_(False)
         if self._is_narrower(teacher):
-            teacher = self._arranged(teacher, kept)
+            teacher = self._arranged(teacher)
         student = self._student(teacher, kept)
         self.plan = settled(student, self._calibration(), self.plan)
         approximate(student, in_training(self.plan))
@@ -194,17 +190,16 @@ class _Pipeline:
         self._freeze(student, compact)
         self.train = self._extended()
         start = extremes(student, self._calibration()[0])
-        device = self.processes.device
-        texts = (self.train.on(device), self.validation.on(device))
-        pupil = Pupil(student, teacher, kept, *texts, self.settings, start, self.processes)
-        with watching(student, pupil.penalty), placed(device, student, teacher):
+        texts = (self.train.on(self.device), self.validation.on(self.device))
+        pupil = Pupil(student, teacher, kept, *texts, self.settings, start)
+        with watching(student, pupil.penalty), _placed(self.device, student, teacher):
             if self.settings.hidden_epochs:
                 weighs = not pupil.embeds and self.plan.has_scores()
                 with _eager_attention(teacher, student) if weighs else nullcontext():
                     self._train(student, hidden_stage(pupil), about)
             if not pupil.embeds:
                 self._train(student, logit_stage(pupil), about)
-        return self.processes.first(lambda: self._finish(teacher, student, kept))
+        return self._finish(teacher, student, kept)
 
     # --- texts: runs of images and of embeddings differ in these ---------------------------------------------------
     def _is_given(self) -> bool:
@@ -242,15 +237,11 @@ class _Pipeline:
             )
 
     def _go_on(self, student: nn.Module, begun: Loaded) -> str:
-        """Give the student another one's weights, refitted if it is narrower. Returns their digest."""
-        weights = self._narrowed(begun.model).state_dict()
+        """Give the student another one's weights. Returns their digest."""
+        weights = begun.model.state_dict()
         own = in_training(begun.plan() or self.plan)  # longer texts may be outside its ranges
         student.load_state_dict(weights)
-        if self._is_narrower(begun.model):
-            with in_force(begun.model, own):
-                refit(begun.model, student, self._shown())
-        else:
-            self._concentrate(student, own)
+        self._concentrate(student, own)
         return weights_digest(weights.items())
 
     def _judge(self, model: nn.Module) -> float:
@@ -278,15 +269,10 @@ class _Pipeline:
     def _narrowed(self, model: nn.Module) -> nn.Module:
         return narrowed(model, self.settings.heads, self.settings.intermediate)
 
-    def _arranged(self, teacher: nn.Module, kept: list[int]) -> nn.Module:
-        """A copy of the teacher in which the heads and features that the student keeps come first. So they do in the
-        one to go on from."""
-        also: dict[int, nn.Module] = {}
-        if self.begun is not None and self._is_narrower(self.begun.model):
-            path = stack_of(self.begun.model, len(kept))
-            also = {layer: self.begun.model.get_submodule(f"{path}.{i}") for i, layer in enumerate(kept)}
+    def _arranged(self, teacher: nn.Module) -> nn.Module:
+        """A copy of the teacher in which the heads and features that the student keeps come first."""
         teacher = copy.deepcopy(teacher)
-        arrange(teacher, self._shown(), self.settings.heads, self.settings.intermediate, also)
+        arrange(teacher, self._shown(), self.settings.heads, self.settings.intermediate)
         return teacher
 
     def _shown(self) -> list[dict[str, Tensor]]:
@@ -321,23 +307,22 @@ class _Pipeline:
         return [text for part in parts for text in part.texts if text not in judged_by]
 
     def _fine_tune(self, teacher: nn.Module) -> None:
-        about, device = weights_digest(teacher.state_dict().items()), self.processes.device
+        about = weights_digest(teacher.state_dict().items())
         self._freeze(teacher, False)
-        texts = (self.train.on(device), self.validation.on(device))
-        with placed(device, teacher):
-            self._train(teacher, teacher_stage(teacher, *texts, self.settings, self.processes), about)
-        if self.processes.rank == 0 and not (self.out / TEACHER / "config.json").exists():
+        texts = (self.train.on(self.device), self.validation.on(self.device))
+        with _placed(self.device, teacher):
+            self._train(teacher, teacher_stage(teacher, *texts, self.settings), about)
+        if not (self.out / TEACHER / "config.json").exists():
             self._save(teacher, self.out / TEACHER)
 
     def _train(self, model: nn.Module, stage: Stage, about: str) -> None:
         file = self.work / f"{stage.name}.safetensors"
         texts = self.train.content() + self.validation.content()
-        others = [f"{self.processes.count} processes"] if self.processes.count > 1 else []
-        fingerprint = self.settings.fingerprint(stage.name, self.plan.to_json(), texts, about, *others)
+        fingerprint = self.settings.fingerprint(stage.name, self.plan.to_json(), texts, about)
         self.say(stage.name)
         lengths = self.train.lengths
         self.history[stage.name] = train(
-            model, stage, lengths, self.settings, file, fingerprint, self.progress, self.processes
+            model, stage, lengths, self.settings, file, fingerprint, self.progress, self.device
         )
 
     # --- the result ------------------------------------------------------------------------------------------------
@@ -465,6 +450,18 @@ class _OfSentences(_Pipeline):
         ours, theirs = (embeddings_of(m, self.validation) for m in (model, self.loaded.model))
         half = len(self.validation) // 2
         return spearman(*(cosines(e[:half], e[half : 2 * half]) for e in (ours, theirs)))
+
+
+@contextmanager
+def _placed(device: torch.device, *models: nn.Module) -> Iterator[None]:
+    """Models on a device, and back on the CPU at the end."""
+    for model in models:
+        model.to(device)
+    try:
+        yield
+    finally:
+        for model in models:
+            model.to("cpu")
 
 
 @contextmanager

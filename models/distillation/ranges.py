@@ -13,7 +13,6 @@ from ...approximations.apply import overrides_of
 from ...approximations.overrides import Observer, Overrides
 from ...approximations.registry import find_kind
 from ..distillation_settings import DistillError
-from .processes import ALONE, Processes
 
 _FAR = 8.0
 
@@ -29,26 +28,22 @@ class RangePenalty:
     """
 
     def __init__(self) -> None:
-        self._seen: list[tuple[Tensor, float | None]] = []
+        self._seen: list[Tensor] = []
 
     def __call__(self, site: str, kind: str, value: Tensor) -> None:
         if not torch.is_grad_enabled():  # judged, not trained
             return
         value, known_kind = value.float(), find_kind(kind)
         if known_kind.limit is not None:
-            self._seen.append((_cost(value.abs() - known_kind.limit), None))
+            self._seen.append(_cost(value.abs() - known_kind.limit))
         if known_kind.spread is not None:
-            self._seen.append((value.clamp_min(2.0**-20).log2(), known_kind.spread))
+            logarithm = value.clamp_min(2.0**-20).log2()
+            self._seen.append(_cost((logarithm - logarithm.mean().detach()).abs() - known_kind.spread))
 
-    def take(self, share: float = 1.0, processes: Processes = ALONE) -> Tensor:
-        """The sum since the last call. Zero if nothing was seen. `share`: of the batch, that this process has."""
+    def take(self) -> Tensor:
+        """The sum since the last call. Zero if nothing was seen."""
         seen, self._seen = self._seen, []
-        means = [logarithm.mean().detach() for logarithm, spread in seen if spread is not None]
-        if means:
-            means = list(processes.total(share * torch.stack(means)))
-        of_all = iter(means)
-        terms = [v if spread is None else _cost((v - next(of_all)).abs() - spread) for v, spread in seen]
-        return share * torch.stack(terms).sum() if terms else torch.zeros(())
+        return torch.stack(seen).sum() if seen else torch.zeros(())
 
 
 def _cost(excess: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from ..distillation_settings import DistillSettings
 from ..loading.heads import SentenceEncoder
 from .batches import Tokens, in_order
-from .processes import ALONE, Processes
 from .ranges import RangePenalty, blame, extremes
 from .teacher import judged
 from .training import Stage
@@ -115,24 +113,20 @@ class TeacherStates:
 #
 # The recipe is the field's: X. Jiao et al., TinyBERT, arXiv:1909.10351 (states first, answers second); G. Hinton et
 # al., arXiv:1503.02531 (temperature); D. Li et al., MPCFormer, arXiv:2211.01452 (both, with approximations in place). N
-# tokens of a batch that are not padding, H hidden size, A heads, C classes. Of several processes each gives its part of
-# the whole batch's loss.
+# tokens of a batch that are not padding, H hidden size, A heads, C classes.
 
 
-def state_loss(
-    student: States, teacher: States, attention_weight: float, processes: Processes = ALONE
-) -> tuple[Tensor, dict[str, float]]:
+def state_loss(student: States, teacher: States, attention_weight: float) -> tuple[Tensor, dict[str, float]]:
     """Mean squared errors of embeddings, hidden states and attention, each layer's divided by its teacher's variance.
 
     Layers differ in scale by orders of magnitude: without the division, the largest would be all that is learned.
     """
-    relative = partial(_mean_relative, processes=processes)
-    hidden = relative(student.hidden, teacher.hidden)
+    hidden = _mean_relative(student.hidden, teacher.hidden)
     parts = {"hidden": hidden.item()}
     total = hidden
     if attention_weight and student.attention and teacher.attention:
         theirs = [_joined(t, s.shape[-1]) for s, t in zip(student.attention, teacher.attention, strict=False)]
-        attention = relative(student.attention, theirs)
+        attention = _mean_relative(student.attention, theirs)
         parts["attention"] = attention.item()
         total = total + attention_weight * attention
     return total, parts
@@ -143,30 +137,19 @@ def _joined(attention: Tensor, heads: int) -> Tensor:
     return attention if attention.shape[-1] == heads else attention.float().unflatten(-1, (heads, -1)).mean(-1)
 
 
-def embedding_loss(student: Tensor, teacher: Tensor, processes: Processes = ALONE) -> tuple[Tensor, dict[str, float]]:
+def embedding_loss(student: Tensor, teacher: Tensor) -> tuple[Tensor, dict[str, float]]:
     """The squared error of sentence embeddings [texts, H], relative to the teacher's variance."""
-    error = _relative(student, teacher, processes)
+    error = _relative(student, teacher)
     return error, {"embedding": error.item()}
 
 
-def _mean_relative(student: list[Tensor], teacher: list[Tensor], processes: Processes) -> Tensor:
-    return torch.stack([_relative(s, t, processes) for s, t in zip(student, teacher, strict=True)]).mean()
+def _mean_relative(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+    return torch.stack([_relative(s, t) for s, t in zip(student, teacher, strict=True)]).mean()
 
 
-def _relative(student: Tensor, teacher: Tensor, processes: Processes) -> Tensor:
+def _relative(student: Tensor, teacher: Tensor) -> Tensor:
     student, teacher = student.float(), teacher.float()
-    variance, share = _of_all(teacher, processes)
-    return F.mse_loss(student, teacher) / variance.clamp_min(1e-8) * share
-
-
-def _of_all(x: Tensor, processes: Processes) -> tuple[Tensor, float]:
-    """The variance of the whole batch's elements, and the share of them that this process has."""
-    if processes.count == 1:
-        return x.var(), 1.0
-    own = x.double()
-    count, total, squares = processes.total(torch.stack([own.new_tensor(x.numel()), own.sum(), own.square().sum()]))
-    variance = (squares - total * total / count) / (count - processes.copies)
-    return variance.float(), x.numel() / count.item()
+    return F.mse_loss(student, teacher) / teacher.var().clamp_min(1e-8)
 
 
 def answer_loss(
@@ -175,27 +158,21 @@ def answer_loss(
     labels: Tensor,
     temperature: float,
     soft_weight: float,
-    processes: Processes = ALONE,
 ) -> tuple[Tensor, dict[str, float]]:
     """soft T^2 KL(teacher || student at temperature T) + (1 - soft) cross entropy; logits [texts, C].
 
     A label below 0 is unknown: such a text counts in the first part only.
     """
     student = student.float()
-    texts, known = processes.totals(len(labels), int((labels >= 0).sum()))
-    soft = (
-        F.kl_div(
-            F.log_softmax(student / temperature, -1),
-            F.log_softmax(teacher.float() / temperature, -1),
-            log_target=True,
-            reduction="sum",
-        )
-        / texts
-        * (temperature * temperature)
-    )
+    soft = F.kl_div(
+        F.log_softmax(student / temperature, -1),
+        F.log_softmax(teacher.float() / temperature, -1),
+        log_target=True,
+        reduction="batchmean",
+    ) * (temperature * temperature)
     total, parts = soft_weight * soft, {"soft": soft.item()}
-    if known:
-        hard = F.cross_entropy(student, labels, ignore_index=-1, reduction="sum") / known
+    if (labels >= 0).any():
+        hard = F.cross_entropy(student, labels, ignore_index=-1)
         total, parts["hard"] = total + (1 - soft_weight) * hard, hard.item()
     return total, parts
 
@@ -219,11 +196,10 @@ class Pupil:
         validation: Tokens,
         settings: DistillSettings,
         start: dict[str, tuple[float, float]],
-        processes: Processes = ALONE,
     ) -> None:
         self.student, self.teacher, self.kept = student, teacher, kept
         self.train, self.validation, self.settings, self.start = train, validation, settings, start
-        self.penalty, self.processes = RangePenalty(), processes
+        self.penalty = RangePenalty()
         self.embeds = type(student) is SentenceEncoder
 
     def known(self, tokens: Tokens, deep: bool) -> TeacherStates:
@@ -232,16 +208,16 @@ class Pupil:
         cache_mb, bfloat16 = self.settings.cache_mb, self.settings.bfloat16
         return TeacherStates(self.teacher, tokens, layers=layers, deep=deep, cache_mb=cache_mb, bfloat16=bfloat16)
 
-    def penalised(self, texts: int, loss: Tensor, parts: dict[str, float]) -> Found:
-        """The loss of so many texts with what activations beyond their limits cost."""
-        outside = self.penalty.take(texts / self.processes.totals(texts)[0], self.processes)
+    def penalised(self, loss: Tensor, parts: dict[str, float]) -> Found:
+        """The loss with what activations beyond their limits cost."""
+        outside = self.penalty.take()
         return loss + self.settings.range_weight * outside, {**parts, "ranges": outside.item()}
 
     def blame(self, indices: Sequence[int]) -> str:
         return blame(extremes(self.student, self.train.batch(indices)), self.start)
 
 
-Compare = Callable[[Tokens, Sequence[int], dict[str, Tensor], States, Processes], Found]
+Compare = Callable[[Tokens, Sequence[int], dict[str, Tensor], States], Found]
 """The loss of a batch: of which texts, at these positions, the model's inputs and the teacher's states."""
 
 
@@ -252,14 +228,12 @@ def hidden_stage(pupil: Pupil) -> Stage:
     """
     settings = pupil.settings
 
-    def compare(
-        tokens: Tokens, indices: Sequence[int], batch: dict[str, Tensor], theirs: States, processes: Processes
-    ) -> Found:
+    def compare(tokens: Tokens, indices: Sequence[int], batch: dict[str, Tensor], theirs: States) -> Found:
         ours = states_of(pupil.student, batch, True)
-        loss, parts = state_loss(ours, theirs, settings.attention_weight, processes)
+        loss, parts = state_loss(ours, theirs, settings.attention_weight)
         if not pupil.embeds:
             return loss, parts
-        answers, more = embedding_loss(ours.logits, theirs.logits, processes)
+        answers, more = embedding_loss(ours.logits, theirs.logits)
         return loss + answers, parts | more
 
     return _stage(pupil, "hidden", settings.hidden_epochs, settings.hidden_rate, compare, deep=True)
@@ -272,11 +246,9 @@ def logit_stage(pupil: Pupil) -> Stage:
     """
     settings = pupil.settings
 
-    def compare(
-        tokens: Tokens, indices: Sequence[int], batch: dict[str, Tensor], theirs: States, processes: Processes
-    ) -> Found:
+    def compare(tokens: Tokens, indices: Sequence[int], batch: dict[str, Tensor], theirs: States) -> Found:
         ours, labels = pupil.student(**batch).logits, tokens.labels_of(indices)
-        return answer_loss(ours, theirs.logits, labels, settings.temperature, settings.soft_weight, processes)
+        return answer_loss(ours, theirs.logits, labels, settings.temperature, settings.soft_weight)
 
     return _stage(pupil, "logits", settings.logit_epochs, settings.logit_rate, compare, deep=False)
 
@@ -288,14 +260,13 @@ def _stage(pupil: Pupil, name: str, epochs: int, rate: float, compare: Compare, 
 
     def loss(indices: Sequence[int], length: int) -> Found:
         batch = train.batch(indices, length)
-        lost = compare(train, indices, batch, known(indices, batch), pupil.processes)
-        return pupil.penalised(len(indices), *lost)
+        return pupil.penalised(*compare(train, indices, batch, known(indices, batch)))
 
     def validate() -> dict[str, float]:
         figures, sums = {} if deep else judged(pupil.student, validation), dict[str, float]()
         for indices in in_order(validation.lengths, pupil.settings.batch):
             batch = validation.batch(indices)
-            error, parts = compare(validation, indices, batch, known_validation(indices, batch), ALONE)
+            error, parts = compare(validation, indices, batch, known_validation(indices, batch))
             for part, value in (("loss", error.item()), *parts.items()):
                 sums[part] = sums.get(part, 0.0) + value * len(indices) / len(validation)
         return {**figures, **sums, "score": -sums["loss"]}

@@ -15,7 +15,6 @@ from ..distillation_settings import DistillError, DistillSettings
 from ..loading.huggingface import FILES_ALONE, NO_CODE, huggingface
 from ..loading.load import Loaded
 from .batches import Tokens, in_order
-from .processes import ALONE, Processes
 from .training import Stage, accuracy
 
 
@@ -80,15 +79,12 @@ def freeze_tables(model: nn.Module) -> None:
             module.weight.requires_grad_(False)
 
 
-def teacher_stage(
-    model: nn.Module, tokens: Tokens, validation: Tokens, settings: DistillSettings, processes: Processes = ALONE
-) -> Stage:
+def teacher_stage(model: nn.Module, tokens: Tokens, validation: Tokens, settings: DistillSettings) -> Stage:
     """Plain fine-tuning with cross entropy; the epoch of the best validation accuracy counts."""
 
     def loss(indices: Sequence[int], length: int) -> tuple[Tensor, dict[str, float]]:
         logits = model(**tokens.batch(indices, length)).logits
-        (texts,) = processes.totals(len(indices))
-        return F.cross_entropy(logits, tokens.labels_of(indices), reduction="sum") / texts, {}
+        return F.cross_entropy(logits, tokens.labels_of(indices)), {}
 
     return Stage(
         "teacher", settings.teacher_epochs, settings.teacher_rate, loss, lambda: judged(model, validation), dropout=True

@@ -1,8 +1,7 @@
 """One stage of training: epochs over batches, warm-up, clipping, early stopping, and checkpoints that go on exactly.
 
 The result is a function of the seed, the data and the settings: a run that was killed and goes on from its last
-checkpoint ends with the same weights, bit for bit, on the same machine and number of threads and processes. Several
-processes take the steps of one, up to the rounding of sums in another order.
+checkpoint ends with the same weights, bit for bit, on the same machine and number of threads.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...protocols.devices import CPU
 from ..distillation_settings import DistillError, DistillSettings
 from .batches import epoch_batches, padded_length
 from .checkpoints import read, write
-from .processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ Progress = Callable[[TrainingStep], None]
 class Stage:
     """What differs between stages.
 
-    loss        of a batch's positions, or of this process's part of them, and the tokens that the batch is padded to:
-                the tensor to minimise, and numbers to record; over all processes both add up to the batch's
+    loss        of a batch's positions, and the tokens that the batch is padded to: the tensor to minimise, and numbers
+                to record
     validate    numbers to record; "score" of them is the one to maximise
     dropout     the model's own; a student is to do exactly what its teacher does, without noise
     blame       called with the batch's positions when a loss is NaN or infinite: which layer left its range
@@ -77,32 +76,25 @@ def train(
     file: Path,
     fingerprint: str,
     progress: Progress | None = None,
-    processes: Processes = ALONE,
+    device: torch.device = CPU,
 ) -> list[dict[str, float]]:
     """Train the parameters that require gradients; leave the model with its best weights. Returns the history by epoch.
 
     lengths   of the training texts: what batches are made of
     file      the stage's checkpoint: gone on from if it is there
-    processes that divide each batch among them; the first validates, and writes and reads the file
+    device    where model and texts are
     Errors: DistillError if the loss is not finite, if the disk is full, or if the checkpoint is of another run.
     """
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(decayed(parameters, settings.weight_decay), lr=stage.rate, betas=(0.9, 0.98))
     batches_an_epoch = -(-len(lengths) // settings.batch)
     total = stage.epochs * batches_an_epoch
-    if len(set(processes.each(fingerprint))) > 1:
-        raise DistillError(f"{file}: the processes have different settings, data or teachers; start all of them alike")
-    start = processes.first(lambda: {n: p.detach().cpu() for n, p in parameters.items()})
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(start[name])
     state, best = _State(), {n: p.detach().clone() for n, p in parameters.items()}
-    device = processes.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(settings.seed + processes.rank)  # dropout: each draws its own
-        stored = processes.first(lambda: read(file))
+        torch.manual_seed(settings.seed)  # of dropout
+        stored = read(file)
         if stored is not None:
-            state = _resume(stored, parameters, optimizer, best, fingerprint, file, processes)
+            state = _resume(stored, parameters, optimizer, best, fingerprint, file, device)
         if state.epoch == 0 and not state.finished and stage.epochs == 0:
             state.finished = True
         while not state.finished:
@@ -113,28 +105,28 @@ def train(
                     group["lr"] = stage.rate * _slope(state.step, total, settings.warm_up)
                 with torch.autocast(device.type, torch.bfloat16, enabled=settings.bfloat16):
                     length = padded_length(lengths[i] for i in indices)
-                    loss, parts = stage.loss(processes.part(indices), length)
-                value, *numbers = processes.totals(loss.item(), *parts.values())
+                    loss, parts = stage.loss(indices, length)
+                value = loss.item()
                 norm = math.nan
                 if math.isfinite(value):
                     loss.backward()
-                    processes.add_gradients(list(parameters.values()))
                     norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip))
                 if not math.isfinite(norm):
                     raise DistillError(_diverged(stage, state, value, indices, file))
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 state.at, state.step = state.at + 1, state.step + 1
-                for name, number in (("loss", value), *zip(parts, numbers, strict=True)):
+                for name, number in (("loss", value), *parts.items()):
                     state.sums[name] = state.sums.get(name, 0.0) + number
                 if progress:
                     progress(TrainingStep(stage.name, state.epoch, state.step, total, value, _shown(state)))
                 if state.at < batches_an_epoch and state.at % settings.checkpoint_steps == 0:
-                    _save(file, state, parameters, optimizer, best, fingerprint, processes)
+                    _save(file, state, parameters, optimizer, best, fingerprint, device)
             model.eval()
-            figures = processes.first(torch.no_grad()(stage.validate))
+            with torch.no_grad():
+                figures = stage.validate()
             _end_epoch(figures, stage, state, best, parameters, batches_an_epoch, settings.patience)
-            _save(file, state, parameters, optimizer, best, fingerprint, processes)
+            _save(file, state, parameters, optimizer, best, fingerprint, device)
             if progress:
                 progress(
                     TrainingStep(stage.name, state.epoch, state.step, total, state.history[-1]["loss"], _shown(state))
@@ -196,6 +188,8 @@ def _diverged(stage: Stage, state: _State, loss: float, indices: Sequence[int], 
 
 # Checkpoints.
 
+_RANDOM = "random"  # the state of the generator that dropout draws from
+
 
 def _save(
     file: Path,
@@ -204,14 +198,11 @@ def _save(
     optimizer: torch.optim.Optimizer,
     best: dict[str, Tensor],
     fingerprint: str,
-    processes: Processes,
+    device: torch.device,
 ) -> None:
-    random = processes.each(processes.random_state())
-    if processes.rank:
-        return
     tensors = {f"now.{n}": p.detach() for n, p in parameters.items()}
     tensors |= {f"best.{n}": t for n, t in best.items()}
-    tensors |= {_random(rank): drawn for rank, drawn in enumerate(random)}
+    tensors[_RANDOM] = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
     for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
             tensors[f"{key}.{name}"] = value
@@ -225,13 +216,12 @@ def _resume(
     best: dict[str, Tensor],
     fingerprint: str,
     file: Path,
-    processes: Processes,
+    device: torch.device,
 ) -> _State:
     tensors, state = stored
     if state.pop("fingerprint") != fingerprint:
         raise DistillError(
-            f"{file}: belongs to a run with other settings, data, teacher or processes; give another "
-            "folder, or remove it"
+            f"{file}: belongs to a run with other settings, data or teacher; give another folder, or remove it"
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -240,12 +230,11 @@ def _resume(
             if f"step.{name}" in tensors:  # a head has no gradients while states are learned
                 moments = {key: tensors[f"{key}.{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
                 optimizer.state[parameter].update({"step": tensors[f"step.{name}"], **moments})
-    processes.set_random_state(tensors[_random(processes.rank)])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(tensors[_RANDOM], device)
+    else:
+        torch.set_rng_state(tensors[_RANDOM])
     return _State(**state)
-
-
-def _random(rank: int) -> str:
-    return f"random.{rank}" if rank else "random"
 
 
 def accuracy(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:

@@ -16,7 +16,6 @@ from ..loading.calibration_texts import TEXTS
 from ..loading.huggingface import FILES_ALONE, huggingface
 from ..loading.load import Loaded
 from ..program.program import Program, ProgramError
-from ..unfinished import Unfinished
 from ..weight_owners import Weights
 from .decoder import Decoder, GenerationError, attention_kept, causal_model, sink
 from .parts import SIZES, compile_decoder
@@ -107,7 +106,6 @@ def compile_chat(
     weights: Weights | None = None,
     texts: Sequence[str] | None = None,
     progress: Progress | None = None,
-    kept: Unfinished | None = None,
 ) -> tuple[Compiled, Chat]:
     """Compile a causal model to answer token by token.
 
@@ -122,7 +120,7 @@ def compile_chat(
                 parameters by either: what a system prompt becomes is private as soon as one of them is
                 (default: private; with an adapter the base's are public, and the adapter's are always private)
     texts       typical texts to calibrate on (default: built-in ones). Never a user's
-    progress, kept    as of `compile`
+    progress    as of `compile`
 
     Errors: GenerationError, and those of `compile`.
     """
@@ -141,7 +139,6 @@ def compile_chat(
                 weights=loaded.weights(weights).within("model.", ["prefix_*"]),
                 progress=progress,
                 name=loaded.name,
-                kept=kept,
             )
         except (CalibrationError, ProgramError) as error:
             raise _with_sink(error, decoder, typical, loaded.processor) from None

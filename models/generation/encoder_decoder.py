@@ -16,7 +16,6 @@ from ..compile import Compiled, Progress
 from ..loading.calibration_texts import calibration_texts
 from ..loading.huggingface import huggingface
 from ..loading.load import Loaded
-from ..unfinished import Unfinished
 from ..weight_owners import Weights
 from .chat import table_of
 from .cross import CrossDecoder
@@ -48,7 +47,6 @@ def compile_seq2seq(
     weights: Weights | None = None,
     calibration: Sequence[Any] | None = None,
     progress: Progress | None = None,
-    kept: Unfinished | None = None,
 ) -> tuple[Compiled, Seq2Seq]:
     """Compile an encoder-decoder model to read a text or a recording, and to write an answer token by token.
 
@@ -56,7 +54,7 @@ def compile_seq2seq(
                 model takes). A model of recordings has one, its own
     slots       the most tokens of an answer (default: 128, or what the model takes)
     calibration  typical texts (default: built-in ones), or recordings. Never a user's
-    reveal, embedding, weights, progress, kept    as of `compile_chat`
+    reveal, embedding, weights, progress    as of `compile_chat`
 
     Errors: GenerationError, and those of `compile`.
     """
@@ -82,7 +80,6 @@ def compile_seq2seq(
             weights=loaded.weights(weights).within("model.", []),
             progress=progress,
             name=loaded.name,
-            kept=kept,
         )
     if decoder.gives == "hidden":
         chat.head = table_of(next(part.program for name, part in compiled.parts.items() if size_of(name)))

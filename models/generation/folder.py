@@ -17,7 +17,6 @@ from ..compile import Logged, Progress, part_of
 from ..loading.huggingface import LoadError
 from ..loading.load import KINDS, Loaded, load, locate
 from ..loading.speech import windowed
-from ..unfinished import Unfinished
 from ..weight_owners import PUBLIC, Weights
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError
@@ -111,9 +110,9 @@ def found_or_compiled(
         "weights": _of_base(weights, adapters),
     }
 
-    def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
+    def make(folder: Path, plan: Plan | str) -> Path:
         write = partial(compile_chat_folder, plan=plan, **options)
-        return compile_beside(model, load(model, adapter), adapters or {}, folder, write, progress, kept)
+        return compile_beside(model, load(model, adapter), adapters or {}, folder, write, progress)
 
     return cached(model, cache, make, plan, options | marks_of(adapter, adapters), progress, first=first)
 
@@ -171,13 +170,13 @@ def found_or_compiled_as_it_is(
     if within and set(lengths or ()) <= {*cached_lengths(model, cache, plan, options | {"lengths": None} | marks)}:
         options["lengths"] = None
 
-    def make(folder: Path, plan: Plan | str, kept: Unfinished) -> Path:
+    def make(folder: Path, plan: Plan | str) -> Path:
         taken = load(model) if loaded is None else loaded
         if taken.task.writes and taken.kind != "speech":
             raise LoadError(f"{model}: writes about a text, which the gateway has no route for; use run or query")
         if taken.task.medium is not None and not taken.task.writes:
             raise LoadError(f"{model}: takes {taken.task.medium.plural}; give a model of texts")
         write = partial(compile_seq2seq_folder if taken.task.writes else compile_folder, plan=plan, **options)
-        return compile_beside(model, taken, adapters or {}, folder, write, progress, kept)
+        return compile_beside(model, taken, adapters or {}, folder, write, progress)
 
     return cached(model, cache, make, plan, options | marks, progress, first=first)

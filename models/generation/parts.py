@@ -16,7 +16,6 @@ from ..compile import CALIBRATED, Compiled, Progress, compile, part_of
 from ..loading.accepted import TRACING
 from ..lowering.export import Traces
 from ..program.program import Instruction, Program
-from ..unfinished import Unfinished
 from ..weight_owners import Weights
 from .decoder import KV_LENGTH, Decoder, GenerationError, conversation
 
@@ -44,7 +43,6 @@ def compile_decoder(
     weights: Weights = "private",
     progress: Progress | None = None,
     name: str = "",
-    kept: Unfinished | None = None,
     sources: Mapping[str, Compiled] | None = None,
     given: Sequence[Mapping[str, Tensor]] = (),
 ) -> Compiled:
@@ -89,7 +87,6 @@ def compile_decoder(
             like=like,
             states=states,
             traces=traces[size],
-            kept=kept,
         )
         if like is not None:
             compiled.nodes, compiled.placed, compiled.ranges = [], {}, {}  # nodes hold the weights again
@@ -108,7 +105,6 @@ def compile_cross(
     embedding: str = "client",
     weights: Weights = "private",
     progress: Progress | None = None,
-    kept: Unfinished | None = None,
     **options: Any,
 ) -> Compiled:
     """Compile an encoder-decoder model for answers to sources.
@@ -117,7 +113,7 @@ def compile_cross(
     texts       ids of answers to the first of them, each [tokens]
     options     of `compile_decoder`
     """
-    kept, most = kept or Unfinished(), max(sources)
+    most = max(sources)
     size = decoder.rows_of(sources[most][0])
     given = [decoder.padded(source, size) for source in sources[most][: len(texts)]]
     plan = alike(plan)
@@ -126,7 +122,7 @@ def compile_cross(
             answers = [conversation(decoder, ids, len(ids), len(ids), at) for ids, at in zip(texts, given, strict=True)]
             batches = [*(source for length in sources for source in sources[length]), *chain(*answers)]
             count = part_of(progress, 0, CALIBRATED)
-            plan = kept.plan(lambda: calibrate(decoder, batches, plan, lambda at, all: count("calibrate", at, all)))
+            plan = calibrate(decoder, batches, plan, lambda at, all: count("calibrate", at, all))
     reading = part_of(progress, CALIBRATED, _READ)
     parts: dict[str, Compiled] = {}
     like: Compiled | None = None
@@ -140,9 +136,8 @@ def compile_cross(
             progress=part_of(reading, number / len(sources), (number + 1) / len(sources), f"a source of {length}: "),
             inputs=decoder.inputs(),
             like=like,
-            kept=kept.part("source"),
         )
-    rest = {"progress": part_of(progress, _READ, 1), "kept": kept, "sources": parts, "given": given, **options}
+    rest = {"progress": part_of(progress, _READ, 1), "sources": parts, "given": given, **options}
     return compile_decoder(decoder, texts, plan, embedding=embedding, weights=weights, **rest)
 
 

@@ -8,9 +8,6 @@
 3. Search. Changes are taken in the order of divergence per second saved. One that takes the loss over the budget is
    left out again. Every state on the way is a point of the frontier.
 
-4. Smaller models of the same kind, with the base plan: what each costs, and how far it is from the reference after a
-   least squares fit (shapes.py). They are no part of a plan: `distill` trains one.
-
 Nothing is trained here. Choices that need distillation break an untouched model, and the search says by how much;
 that ranks layers by what they bear, and a plan with such choices is what `distill` is then given.
 """
@@ -19,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -34,10 +31,8 @@ from ...approximations.registry import EXACT, find
 from ...protocols.errors import BlindformerError
 from ..compile import Compiled
 from ..data import Examples
-from ..distillation_settings import DistillError
 from ..loading.load import Loaded
 from .evaluation import Interval, check_classifier, compile_bucket, encode, wilson
-from .shapes import smaller_model, smaller_shapes
 
 POOL = "pool"
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -50,7 +45,6 @@ behind it, compute on half of the tokens."""
 
 METRICS = ("accuracy", "agreement")
 CALIBRATION = 64
-REFITTED = 256
 ROWS = 32
 Progress = Callable[[str, int, int], None]
 Pricer = Callable[[Compiled], dict[str, float]]
@@ -114,16 +108,6 @@ class Sensitivity:
 
 
 @dataclass(frozen=True)
-class Smaller:
-    """A smaller model of the same kind, refitted and not trained, with the base plan. `options`: of `distill`, for a
-    student of its shape; `price`: of a query."""
-
-    options: list[str]
-    quality: Quality
-    price: dict[str, float]
-
-
-@dataclass(frozen=True)
 class Point:
     """A plan on the way. `taken`: how many changes are in it; `seconds` is expected, but for the ends: see `price`."""
 
@@ -152,7 +136,6 @@ class Found:
     length: int
     exact: Quality
     sensitivities: list[Sensitivity]
-    smaller: list[Smaller]
     points: list[Point]
     chosen: Point
 
@@ -182,7 +165,7 @@ def search(
 
     base         a preset's name or a plan (default: the one in the model's folder, else `faithful`)
     validation   labelled texts that a plan is judged on (class indices of the model); not the test set
-    calibration  texts: every plan is calibrated on the first 64, smaller models are refitted on up to 256
+    calibration  texts: every plan is calibrated on the first 64
     price        a compiled program -> at least "seconds" of a query
     budget       points of `metric` that may be lost: accuracy on the labels, or agreement with the reference
     length       tokens of a query; texts are padded to it or cut
@@ -220,7 +203,6 @@ def search(
     for done, (change, saving) in enumerate(priced, start=1):
         sensitivities.append(Sensitivity(change, judge.quality(with_changes(base, [change])), saving))
         say("sensitivity", done, len(changes))
-    smaller = _smaller(judge, base, price, say)
     points = _walk(judge, base, start["seconds"], sensitivities, budget, metric, say)
     ends = {id(points[0]): start, id(points[-1]): price(judge.compiled(points[-1].plan))}
     # What changes save was found alone, and is not quite what they save together: price until no other plan may be
@@ -242,7 +224,6 @@ def search(
         length=length,
         exact=judge.exact,
         sensitivities=sorted(sensitivities, key=lambda s: s.quality.divergence),
-        smaller=smaller,
         points=on_the_way,
         chosen=on_the_way[points.index(cheapest)],
     )
@@ -292,7 +273,7 @@ class _Judge:
         self.loaded, self.length, self.calibration = loaded, length, list(calibration)[:CALIBRATION]
         self.labels = torch.tensor(validation.labels)
         self.batches = self.encoded(validation.texts)
-        self.fitting, self.refitting = self.encoded(self.calibration), self.encoded(list(calibration)[:REFITTED])
+        self.fitting = self.encoded(self.calibration)
         if plan_of(loaded.model) is not None:
             restore(loaded.model)
         own = loaded.plan()
@@ -328,21 +309,19 @@ class _Judge:
             return False
         return True
 
-    def quality(self, plan: Plan, model: nn.Module | None = None) -> Quality:
-        """With the plan, calibrated; of another model, if one is given."""
-        model = self.loaded.model if model is None else model
+    def quality(self, plan: Plan) -> Quality:
+        """With the plan, calibrated."""
+        model = self.loaded.model
         with in_force(model, calibrate(model, self.fitting, plan)):
-            return self._compare(self.logits(model))
+            return self._compare(self.logits())
 
-    def logits(self, model: nn.Module | None = None) -> Tensor:
-        model = self.loaded.model if model is None else model
+    def logits(self) -> Tensor:
         with torch.no_grad():
-            return torch.cat([model(**batch).logits for batch in self.batches])
+            return torch.cat([self.loaded.model(**batch).logits for batch in self.batches])
 
-    def compiled(self, plan: Plan, model: nn.Module | None = None) -> Compiled:
-        loaded = self.loaded if model is None else replace(self.loaded, model=model)
-        fitted = calibrate(loaded.model, self.fitting, plan)
-        return compile_bucket(loaded, self.length, fitted, self.calibration[:ROWS])
+    def compiled(self, plan: Plan) -> Compiled:
+        fitted = calibrate(self.loaded.model, self.fitting, plan)
+        return compile_bucket(self.loaded, self.length, fitted, self.calibration[:ROWS])
 
     def _compare(self, logits: Tensor) -> Quality:
         ours, theirs = logits.double().log_softmax(-1), self.reference.double().log_softmax(-1)
@@ -398,20 +377,6 @@ def _try(judge: _Judge, base: Plan, seconds: float, taken: Sequence[Sensitivity]
 def _clashes(item: Sensitivity, taken: Sequence[Sensitivity]) -> bool:
     """A layer has one choice of a kind: the first that was taken."""
     return any((t.change.layer, t.change.kind) == (item.change.layer, item.change.kind) for t in taken)
-
-
-def _smaller(judge: _Judge, base: Plan, price: Pricer, say: Progress) -> list[Smaller]:
-    """Those that the model may be made into; fewer layers only where the plan speaks of none by its number."""
-    model, shapes = judge.loaded.model, []
-    with suppress(DistillError):
-        shapes = [shape for shape in smaller_shapes(model) if shape.layers is None or not (base.overrides or base.pool)]
-    plan, smaller = base.replace(ranges={}, fits={}), []
-    for done, shape in enumerate(shapes, start=1):
-        with suppress(DistillError):  # no list of layers, heads that cannot be joined
-            other = smaller_model(model, shape, judge.refitting, plan, judge.trained)
-            smaller.append(Smaller(shape.options, judge.quality(plan, other), price(judge.compiled(plan, other))))
-        say("smaller", done, len(shapes))
-    return smaller
 
 
 def _differs(base: Plan, kind: str, choice: Any, path: str) -> bool:

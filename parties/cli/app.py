@@ -79,11 +79,11 @@ COMMANDS: dict[str, CommandEntry] = {
     **of_other_packages(),
     "tune": CommandEntry(
         tune.tune, "Build", "mails --data mails.csv --out plan.json",
-        "--data --budget --metric --plan --out --report --length --network --texts --format",
+        "--data --budget --metric --plan --out --length --network --texts --format",
     ),
     "evaluate": CommandEntry(
         evaluate.evaluate, "Build", "mails --data mails.csv",
-        "--data --text --protocol --plan --teacher --private --length --tokens --report --format",
+        "--data --text --protocol --plan --teacher --private --length --tokens --format",
     ),
     "list": CommandEntry(lists.list_names, "Build", "plans"),
     "serve": CommandEntry(services.serve, "Serve", "compiled/server --certs certs"),

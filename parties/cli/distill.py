@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +40,7 @@ def distill(
     ] = None,
     start: Annotated[
         str | None,
-        Option(help="A student to continue from, with as many layers (default: the teacher's weights)."),
+        Option(help="A student to continue from, of the same shape (default: the teacher's weights)."),
     ] = None,
     budget: Annotated[
         str | None,
@@ -71,8 +70,6 @@ def distill(
     form: options.Form = "text",
 ) -> None:
     """Train a student that uses a plan's approximations to answer as its teacher does."""
-    if int(os.environ.get("RANK", "0")):
-        _keep_quiet()
     with loading(threads, notes=1) as phases:
         from ...models.data import load_texts
         from ...models.distillation import TrainingStep
@@ -140,13 +137,6 @@ def distill(
     if affordable is not None:
         result["budget"] = {"given": budget, "prices": affordable.prices}
     print_result(form, result, lambda: _show(student.folder, student.report, columns.again(data), cut))
-
-
-def _keep_quiet() -> None:
-    """Only the first process of `accelerate launch` or torchrun prints."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(nothing, stream)
 
 
 def _show(folder: Path, report: dict[str, Any], data: list[str], cut: bool) -> None:

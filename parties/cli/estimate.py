@@ -222,8 +222,8 @@ def _priced(
         return compile_alike(loaded, inputs, plan, progress=progress, **options)[0]
     compiled: list[Any] = []
 
-    def write(folder: Path, plan: Any, kept: Any) -> Path:
-        calibrated = {"texts": texts, "progress": progress, "kept": kept, **options}
+    def write(folder: Path, plan: Any) -> Path:
+        calibrated = {"texts": texts, "progress": progress, **options}
         compiled.append(compile_lengths(loaded, [length], plan, **calibrated)[length])
         return save(compiled[0], folder, loaded, parts=("helper",))
 

@@ -14,7 +14,7 @@ from . import options
 from .commands import Needs
 from .items import listed
 from .output import console, print_result, table
-from .steps import check_output, check_there, loading, read_plan, read_system, refuse
+from .steps import check_there, loading, read_plan, read_system, refuse
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ...models.loading.load import Loaded
@@ -67,11 +67,6 @@ def evaluate(
         Option(help="A file with the system prompt that begins each window (default: the model's own)."),
         OF_TEXT,
     ] = None,
-    report: Annotated[
-        Path | None,
-        Option(help="A file to write a page (.html), or only the picture (.png), into (default: none)."),
-        OF_DATA,
-    ] = None,
     seed: Annotated[options.TrainedSeed, OF_DATA] = None,
     columns: options.Columns,
     threads: options.Threads = 1,
@@ -86,7 +81,6 @@ def evaluate(
     if data is None:
         of_data = {name: getattr(columns, name) for name in ("text_column", "label_column")}
         refuse(of_data, "needs --data; add it, or leave this out")
-    check_output("--report", report, "a page or a picture", ".html", ".png")
     check_there("--text", text)
     check_there("--system", system)
     with loading(threads, notes=1) as phases:
@@ -119,15 +113,6 @@ def evaluate(
             evaluations = [_of_data(load(name), of, teacher, common) for name, of in zip(models, datasets, strict=True)]
     show = [partial(_show if text is None else _show_text, one) for one in evaluations]
     print_result(form, {"evaluations": [one.to_dict() for one in evaluations]}, *show)
-    if report is not None:  # last: what was found is not lost with it
-        from ...protocols.errors import writing
-        from ..reports.evaluation import accuracy_figure, evaluation_page
-
-        with writing(report, "choose another file"):
-            if report.suffix == ".png":
-                report.write_bytes(accuracy_figure(evaluations))
-            else:
-                report.write_text(evaluation_page(evaluations), encoding="utf-8")
 
 
 def _of_data(loaded: Loaded, dataset: Any, teacher: str | None, common: dict[str, Any]) -> Any:

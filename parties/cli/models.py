@@ -57,8 +57,7 @@ def _models() -> list[dict[str, Any]]:
 
 def _cache() -> dict[str, Any]:
     """Masked weights, as rows of models, and what all of the cache takes."""
-    from ...models.artifacts.sharing import bytes_on_disk
-    from ..housekeeping import files_below
+    from ..housekeeping import bytes_on_disk, files_below
     from ..session.weight_transfer import masked_models
 
     folder = cache_folder()
@@ -81,7 +80,7 @@ def _cache() -> dict[str, Any]:
 def _total(folder: Path, bytes: int) -> str:
     if not bytes:
         return f"\nthe cache ({at_home(folder)}) is empty: models are compiled into it at their first use"
-    return f"\n{mb(bytes, 1)} MB in the cache ({at_home(folder)}); what models have in common is counted once"
+    return f"\n{mb(bytes, 1)} MB in the cache ({at_home(folder)})"
 
 
 def _footnotes(problems: Sequence[str]) -> list[str]:
@@ -365,9 +364,9 @@ def _finish(cache: Path, removal: CacheRemoval, dry_run: bool, form: str) -> Non
         return [{"name": item.name, "why": item.why, "paths": list(item.paths)} for item in items]
 
     rows = [(item.name, item.why, ", ".join(path.name for path in item.paths[:1])) for item in removal.items]
-    summary = {"cache": cache, "removed": not dry_run, "shared": removal.shared, "bytes": removal.bytes}
+    summary = {"cache": cache, "removed": not dry_run, "bytes": removal.bytes}
     summary |= {"items": listed(removal.items), "left": listed(removal.left)}
-    if not rows and not removal.shared:
+    if not rows:
         print_result(form, summary, f"nothing to remove in {at_home(cache)}")
         return
     total = f"{'would free' if dry_run else 'freed'} {mb(removal.bytes, 1)} MB of {at_home(cache)}"

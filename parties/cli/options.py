@@ -289,7 +289,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 Data = Annotated[
     str,
-    Option(help="Labelled examples: a data set's name (or NAME=FOLDER), a table, or a folder of `datasets`."),
+    Option(help="Labelled examples: a data set's name (or NAME=FOLDER), or a table."),
 ]
 Seed = Annotated[int, Option(min=0, help="Seed of the split and of all randomness.")]
 TrainedSeed = Annotated[

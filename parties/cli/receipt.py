@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.markup import escape
 from typer import Argument, Option
 
@@ -69,25 +68,12 @@ File = Annotated[Path, Argument(help="The file that --receipt wrote.")]
 @app.command(cls=CheckedCommand, epilog=example("receipt show answer.json"))
 def show(
     file: File,
-    html: Annotated[Path | None, Option(help="The page to write it into instead (default: none).")] = None,
     form: options.Form = "text",
 ) -> None:
     """Show a receipt without verifying it; `receipt check` verifies."""
     from ..receipts.receipt import Receipt
 
-    if html is not None:
-        check_new("--html", html)
     receipt = Receipt.load(file)
-    if html is not None:
-        from ...protocols.errors import writing
-
-        page = Console(record=True, file=io.StringIO(), width=120, highlight=False)
-        for item in shown(receipt):
-            page.print(item)
-        with writing(html, "choose another file"):
-            html.write_text(page.export_html(), encoding="utf-8")
-        note(f"{html}: the receipt as a page")
-        return
     print_result(form, receipt.model_dump(mode="json"), *shown(receipt))
 
 
@@ -115,9 +101,9 @@ def check(
 
 
 def shown(receipt: Receipt) -> list[RenderableType]:
-    """For a terminal or a page."""
+    """For a terminal."""
     own: Any = receipt.own.statement
-    rows = _federated(own) if own.kind == "federated" else _private(own)
+    rows = _private(own)
     rows += [("no dealer vouches for", session) for session in receipt.undealt]
     rows += [("signed at", f"{datetime.fromtimestamp(own.at, UTC):%Y-%m-%d %H:%M:%S} UTC"), ("CA", receipt.authority)]
     about = table("what", "value", rows=[(name, escape(str(value))) for name, value in rows])
@@ -126,15 +112,13 @@ def shown(receipt: Receipt) -> list[RenderableType]:
         "party",
         "CPU s",
         "sent MB",
-        "Wh",
-        "energy",
+        f"Wh at {own.prices.watts} W",
         *([f"money {escape(own.prices.currency)}"] if priced else []),
     )
     costs = [
-        (c.party, f"{c.cpu_ms / 1000:.3f}", mb(c.sent, 3), c.watt_hours, _energy(c, own), c.money)[: len(columns)]
-        for c in own.costs
+        (c.party, f"{c.cpu_ms / 1000:.3f}", mb(c.sent, 3), c.watt_hours, c.money)[: len(columns)] for c in own.costs
     ]
-    spent = table(*columns, title="\nwhat it cost", right=(1, 2, 3, 5), rows=costs)
+    spent = table(*columns, title="\nwhat it cost", right=(1, 2, 3, 4), rows=costs)
     traffic = [
         (statement.party, row.peer, row.kind, mb(row.sent, 3), mb(row.received, 3))
         for statement in receipt.statements
@@ -173,27 +157,6 @@ def _private(own: Any) -> list[tuple[str, Any]]:
         if facts.weights:
             rows.append(("weights", "none is masked" if facts.weights == NONE_MASKED else facts.weights[:DIGITS]))
     return [*rows, ("versions", ", ".join(f"{name} {number}" for name, number in own.versions.items()))]
-
-
-def _federated(own: Any) -> list[tuple[str, Any]]:
-    spent = "none" if own.epsilon is None else f"{own.privacy}, epsilon {own.epsilon} at delta {own.delta}"
-    moved = (
-        "a secret, as the draw is" if own.sent is None else f"{mb(own.sent)} MB sent, {mb(own.received)} MB received"
-    )
-    return [
-        ("rounds", own.rounds),
-        ("clients", own.clients),
-        ("aggregated", f"{own.aggregated} of {own.weights:,} weights, {own.strategy}"),
-        ("differential privacy", spent),
-        ("bytes", moved),
-        ("weights before", own.weights_before[:DIGITS]),
-        ("weights after", own.weights_after[:DIGITS]),
-        ("versions", ", ".join(f"{name} {number}" for name, number in own.versions.items())),
-    ]
-
-
-def _energy(cost: Any, own: Any) -> str:
-    return "measured (RAPL)" if cost.energy == "rapl" else f"CPU at {own.prices.watts} W"
 
 
 def _fingerprint(signed: Any) -> str:

@@ -218,8 +218,8 @@ def _compiled(
     if task.medium is not None and (how["calibration"] or not task.writes):
         return write(spare / "model", plan=plan, **({} if task.writes else {"samples": size}))
 
-    def make(folder: Path, plan: Any, kept: Any) -> Path:
-        return write(folder if can_write(folder) else spare / "model", plan=plan, kept=kept)
+    def make(folder: Path, plan: Any) -> Path:
+        return write(folder if can_write(folder) else spare / "model", plan=plan)
 
     return cached(model, cache_folder(), make, plan, {**how, **own, **marks_of(adapter)}, progress)
 

@@ -48,13 +48,13 @@ def loading(threads: int | None = None, notes: int = 2, parties: bool = False) -
 
 @contextmanager
 def compiling(phases: Phases) -> Iterator[Callable[[str, int, int], None]]:
-    """The phase `compile`, which is told how much of it is done. Ctrl-C and SIGTERM end it, and the process, in a line:
-    what was measured is kept (models/unfinished.py)."""
+    """The phase `compile`, which is told how much of it is done. Ctrl-C and SIGTERM end it, and the process, in a
+    line."""
     phases.begin("compile")
     try:
         yield phases.of("compile")
     except (KeyboardInterrupt, SystemExit) as stop:
-        note("stopped; the same command goes on from what is compiled so far")
+        note("stopped; the same command compiles it from the start")
         raise SystemExit(stop.code if isinstance(stop, SystemExit) else 128 + signal.SIGINT) from None
     phases.end("compile")
 

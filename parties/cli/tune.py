@@ -28,7 +28,6 @@ def tune(
     out: Annotated[
         Path | None, Option(help="A .json file to write the plan into (default: it is only printed).")
     ] = None,
-    report: Annotated[Path | None, Option(help="A .png file to draw the frontier into (default: none).")] = None,
     length: Annotated[int, Option(min=8, help="Tokens that a query has.")] = 32,
     network: Annotated[str, Option(help="The network that seconds are of: loopback, lan or wan.")] = "lan",
     texts: Annotated[int, Option(min=10, help="Validation texts that plans are judged on.")] = 300,
@@ -38,17 +37,15 @@ def tune(
     form: options.Form = "text",
 ) -> None:
     """Find the cheapest approximations, layer by layer, within a budget of lost accuracy. Nothing is trained."""
-    check_output("--report", report, "a picture", ".png")
     check_output("--out", out, "a plan in JSON", ".json")
     with loading(threads) as phases:
         from ...models.data import check_unseen
         from ...models.judging.evaluation import check_classifier
-        from ...models.judging.search import REFITTED
+        from ...models.judging.search import CALIBRATION
         from ...models.judging.search import search as run
         from ...models.loading.load import load, locate
         from ...protocols.errors import writing
         from ..reports.estimate import estimate, find_network
-        from ..reports.evaluation import frontier_figure
 
         near = find_network(network)
         base = None if plan is None else read_plan(plan)
@@ -74,7 +71,7 @@ def tune(
         best = run(
             loaded,
             dataset.validation.subset(texts, seed),
-            dataset.train.subset(REFITTED, seed).texts,
+            dataset.train.subset(CALIBRATION, seed).texts,
             price,
             base=base,
             budget=budget,
@@ -90,9 +87,6 @@ def tune(
     if out is not None:  # last: what was found is not lost with it
         with writing(out, "choose another"):
             best.chosen.plan.save(out)
-    if report is not None:
-        with writing(report, "choose another"):
-            report.write_bytes(frontier_figure(best))
 
 
 def _show(best: Any, network: str) -> None:
@@ -119,11 +113,6 @@ def _show(best: Any, network: str) -> None:
     out.print(table(*headings, right=(3, 4, 5), rows=rows))
     if len(best.sensitivities) > SHOWN:
         out.print(f"... and {len(best.sensitivities) - SHOWN} more: --format json has them all")
-    if best.smaller:
-        out.print(f"\nsmaller models, refitted and not trained (plan {best.points[0].plan.name})")
-        headings = ("student", "lost, points", "KL, nats", f"seconds, {network}", "online MB", "offline MB", "rounds")
-        shapes = [(item.options, item.quality, item.price) for item in best.smaller]
-        out.print(table(*headings, right=range(1, 7), rows=[_shape(best, *shape) for shape in shapes]))
     out.print("\nfrontier")
     points = [
         (
@@ -154,11 +143,6 @@ def _show_next(model: str, teacher: Path | str | None, out: Path | None, data: l
     if teacher is not None:
         options = ["--plan", out, "--out", f"{Path(model).name}-student"]
         show_next("to train a student for it", ["distill", "--teacher", teacher, *data, *options])
-
-
-def _shape(best: Any, options: list[str], quality: Any, price: dict[str, float]) -> tuple[str, ...]:
-    lost = f"{quality.loss(best.exact, best.metric):.1f}", f"{quality.divergence:.2g}", f"{price['seconds']:.3f}"
-    return (" ".join(options), *lost, mb(price["online_bytes"], 1), mb(price["offline_bytes"], 1), f"{price['rounds']}")
 
 
 def _percent(quality: Any) -> str:

@@ -30,7 +30,6 @@ from ...models.loading.media import MEDIA
 from ...models.loading.packaged import GIVE_MODEL
 from ...models.loading.task import WRITTEN, Task
 from ...models.loading.truncation import IN_PYTHON, Truncation, truncation_of
-from ...models.unfinished import Unfinished
 from ...models.weight_owners import Weights, weight_owners
 from ..config import load_settings
 from ..launch import LOCAL
@@ -264,7 +263,7 @@ class _Compilation:
         loaded = model if isinstance(model, Loaded) else load(model, self.adapter)
         return self._write(loaded, folder, own_plan(loaded.folder) if self.plan is None else self.plan)
 
-    def _write(self, loaded: Loaded, folder: Path, plan: Plan | str, kept: Unfinished | None = None) -> Path:
+    def _write(self, loaded: Loaded, folder: Path, plan: Plan | str) -> Path:
         if loaded.kind == "causal":
             _refuse(
                 {"lengths": self.lengths}, f"{loaded.name} answers token by token, in as many as generation's slots"
@@ -274,7 +273,7 @@ class _Compilation:
         _check(loaded.task, self.task, loaded.name)
         _check_pair(prefixes(getattr(loaded.model, "config", None)), self.pair, loaded.name)
         self._check_generation(own_task(loaded.task))
-        options: dict[str, Any] = {"plan": plan, "embedding": self.embedding, "weights": self.weights, "kept": kept}
+        options: dict[str, Any] = {"plan": plan, "embedding": self.embedding, "weights": self.weights}
         options["progress"] = self._compiling()
         if loaded.kind == "causal":
             return compile_chat_folder(loaded, folder, texts=self.calibration, **options, **self.generation)

@@ -25,7 +25,6 @@ from ..transport.frames import printable
 from .statement import (
     ClientStatement,
     Consumption,
-    FederatedStatement,
     Hex,
     PartyCost,
     PartyStatement,
@@ -114,7 +113,9 @@ class Receipt(Record):
             )
         if not issued_by(authority, authority):
             raise _wrong("ca", "is no CA's certificate")
-        if isinstance(own, PartyStatement) or any(not isinstance(one.statement, PartyStatement) for one in self.others):
+        if not isinstance(own, ClientStatement) or any(
+            not isinstance(one.statement, PartyStatement) for one in self.others
+        ):
             raise _wrong("own.statement.kind", "is not that of a receipt")
         if own.ca != self.authority:
             raise _wrong("own.statement.ca", "is not the fingerprint of ca")
@@ -127,7 +128,7 @@ class Receipt(Record):
         for place, one in named:
             _check_signed(place, one, authority)
         others = [one.digest for one in self.others]
-        if isinstance(own, ClientStatement) and list(own.others) != others:
+        if list(own.others) != others:
             raise _wrong("own.statement.others", "are not the digests of the other statements")
         if own.costs != costs_of(self.statements, own.prices):
             raise _wrong("own.statement.costs", "do not follow from the statements and the prices")
@@ -163,7 +164,7 @@ def issue(sessions: Sequence[VouchedSession], prices: Prices = None) -> Receipt:
         **{name: tuple(sorted({one for each in sessions for one in each.stated[name]})) for name in SHOWN},
         "versions": versions(),
     }
-    return _issued(ClientStatement, fields, signer, others, prices)
+    return _issued(fields, signer, others, prices)
 
 
 def stated(program: Program) -> dict[str, Any]:
@@ -185,21 +186,10 @@ def asked_for(receipt: Callable[[Prices], Receipt], prices: Prices) -> Receipt |
         return error
 
 
-def issue_federated(fields: Mapping[str, Any], signer: Signer, prices: Prices = None) -> Receipt:
-    """The receipt of a federated run, by its server. `fields`: of FederatedStatement."""
-    return _issued(FederatedStatement, fields, signer, (), prices)
-
-
-def _issued(
-    kind: type[ClientStatement] | type[FederatedStatement],
-    fields: Mapping[str, Any],
-    signer: Signer,
-    others: tuple[SignedStatement, ...],
-    prices: Prices,
-) -> Receipt:
+def _issued(fields: Mapping[str, Any], signer: Signer, others: tuple[SignedStatement, ...], prices: Prices) -> Receipt:
     reckoning = reckoned(prices)
     try:
-        draft = kind(**fields, ca=fingerprint(signer.authority), prices=reckoning, costs=())
+        draft = ClientStatement(**fields, ca=fingerprint(signer.authority), prices=reckoning, costs=())
     except ValidationError as error:
         raise ReceiptError(f"receipt: {error.errors()[0]['loc'][0]}: cannot be written in one; there is none") from None
     costs = costs_of([draft, *(one.statement for one in others)], reckoning)
@@ -230,8 +220,7 @@ def costs_of(statements: Iterable[Any], prices: Reckoning) -> tuple[PartyCost, .
     """What each party spent, of all its statements together. Errors: ReceiptError."""
     by_party: dict[Any, list[Any]] = {}
     for statement in statements:
-        if statement.spent is not None:
-            by_party.setdefault(statement.party, []).append(statement)
+        by_party.setdefault(statement.party, []).append(statement)
     try:
         return tuple(_cost(party, mine, prices) for party, mine in by_party.items())
     except (ValidationError, ArithmeticError):
@@ -241,16 +230,10 @@ def costs_of(statements: Iterable[Any], prices: Reckoning) -> tuple[PartyCost, .
 def _cost(party: Any, statements: list[Any], prices: Reckoning) -> PartyCost:
     cpu_ms = sum(one.spent.cpu_ms for one in statements)
     sent = sum(row.sent for one in statements for facts in one.facts for row in facts.bytes)
-    sent += sum(one.sent or 0 for one in statements if isinstance(one, FederatedStatement))
-    measured = [one.spent.joules for one in statements if one.spent.joules is not None]
-    rapl = len(measured) == len(statements)
-    joules = Decimal(sum(measured)) if rapl else Decimal(prices.watts) * cpu_ms / 1000
+    joules = Decimal(prices.watts) * cpu_ms / 1000
     money = Decimal(prices.cpu_hour.get(party, "0")) * cpu_ms / 3_600_000
     money += Decimal(prices.gb.get(party, "0")) * sent / 10**9
-    energy: Any = "rapl" if rapl else "cpu"
-    return PartyCost(
-        party=party, cpu_ms=cpu_ms, sent=sent, watt_hours=f"{joules / 3600:.6f}", energy=energy, money=f"{money:.9f}"
-    )
+    return PartyCost(party=party, cpu_ms=cpu_ms, sent=sent, watt_hours=f"{joules / 3600:.6f}", money=f"{money:.9f}")
 
 
 class _Seen(NamedTuple):

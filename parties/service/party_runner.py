@@ -36,7 +36,7 @@ from ..session.messages import PartRun
 from ..session.n_party import Party
 from ..session.online import Answer, Progress, Timings
 from ..session.parties import DEALER, Parties, PartiesError
-from ..session.preprocessed import GB, AheadLimits
+from ..session.preprocessed import GB
 from ..session.rendezvous_n import PartyContext, deal_among, join_session, load_model
 from ..transport.handshake import Refused
 from ..transport.tls import Listener
@@ -192,7 +192,7 @@ class PartyRunner:
         """The whole session; `report` is told of each query (`read`), and `ready` is called before the first.
 
         `idle`: seconds that the party that asks may be silent between two queries (default: the timeout). Errors:
-        `PeerError`, InputError, AheadError, CryptenError.
+        `PeerError`, InputError, CryptenError.
         """
         settings, started = self.settings, time.perf_counter()
         context = PartyContext(
@@ -203,7 +203,6 @@ class PartyRunner:
             settings.session.timeout,
             settings.shared_hash(),
             refused,
-            AheadLimits(settings.crypten.ahead, int(settings.crypten.ahead_gb * GB)),
             self.device,
         )
         sections, dealer = enumerate(settings.crypten.parties.values()), settings.parties.dealer.address
@@ -211,8 +210,6 @@ class PartyRunner:
         with join_session(context, self.model, dialled, listener, dealer) as (party, _):
             self.setup_s, self.setup_bytes = time.perf_counter() - started, party.setup_bytes
             ready()
-            if self.asks and settings.crypten.ahead_first:
-                party.ask_ahead(settings.crypten.ahead_first)
             while (answer := self._one_query(party, idle, progress)) is not None:
                 self.dealer_peak_rss_mb = party.dealer_peak_rss_mb
                 report(self._now or OwnInput(), answer)

@@ -3,7 +3,7 @@
 The querying party, which owns the first data, asks; the others follow. The leader owns the model and has the dealer's
 channel.
 
-    a query   querying party -> others   its number, or how many queries' correlations to preprocess
+    a query   querying party -> others   its number
               leader -> others           ready: it has the dealer's corrections; the others fill their tapes from seeds
               all <-> all                the rounds of the program
 """
@@ -38,7 +38,7 @@ from .messages import PartRun, amount, patient, read, read_number, receive_expec
 from .online import Answer, Progress, run_online
 from .part_runs import check_runs, rows_of_a_run
 from .parties import LEADER, Parties
-from .preprocessed import AheadLimits, BackgroundTask, PreprocessedTapes, RunBlock, masks, query_key
+from .preprocessed import BackgroundTask, RunBlock, masks, query_key
 from .weight_transfer import ReceivedWeights, send_weights
 
 
@@ -59,10 +59,9 @@ class Party:
     dealer         its connection with the dealer: only the leader has one
     seed           its seed: the others have left theirs with the dealer, the leader sends its own at set-up
     communicator   CrypTen's, on the mesh; set before the first query
-    limits         of the preprocessed correlations that others may make it hold
     device         where it computes
 
-    Errors of all methods: `PeerError`, AheadError. Then `abort` the channels.
+    Errors of all methods: `PeerError`. Then `abort` the channels.
     """
 
     def __init__(
@@ -72,7 +71,6 @@ class Party:
         model: PartyModel,
         seed: bytes,
         dealer: Channel | None = None,
-        limits: AheadLimits | None = None,
         device: torch.device = CPU,
     ) -> None:
         self.device = device
@@ -84,10 +82,9 @@ class Party:
         self._dealer = None if dealer is None else RemoteDealer(dealer, Served(model, new_seed(), self.owners, device))
         self._masked: Mapping[str, Tensor] = {}  # D, at all but the leader
         self._place = Placement(device)
-        self._tapes = PreprocessedTapes(self._make, limits or AheadLimits())
         self.states, self.prepared = KeptStates(device), KeptStates(device)  # online, and of the correlations
         self._rows, self._block = 0, RunBlock[Tape]()  # rows that queries have kept; correlations of runs to come
-        self._next = 0  # the least unused number of a query
+        self._next = 0  # the least unused number of a query: masks of those below may be spent
 
     @property
     def channels(self) -> list[Channel]:
@@ -127,13 +124,6 @@ class Party:
         self._say({"query": number, **part_run.message()})
         return self._answer(number, part_run, values, progress)
 
-    def ask_ahead(self, count: int) -> None:
-        """Preprocess the correlations of `count` queries, at every party."""
-        self._tapes.check_count(count)
-        first = max(self._next, self._tapes.made)
-        self._say({"ahead": count, "from": first})
-        self._tapes.make_ahead(first, count)
-
     def goodbye(self) -> None:
         """No more queries."""
         self._say({"bye": True})
@@ -152,22 +142,16 @@ class Party:
         `idle`: seconds it may be silent before the query; `values`: this party's inputs to the query of a number.
         """
         asker = self.mesh.channels[self.parties.asker]
-        while True:
-            with patient(asker, idle):
-                message = receive_expected(asker, ("query", "ahead", "bye"))
-            if "bye" in message:
-                self._leave_dealer()
-                return None
-            if "query" in message:
-                number = read_number(asker, message, "query", self._next)
-                part_run = read(asker, PartRun, message.get("turn", {}))
-                check_runs(asker, self.model.program, self._rows, part_run)
-                self._next = number + 1
-                return self._answer(number, part_run, values(number), progress)
-            first = read_number(asker, message, "from", max(self._next, self._tapes.made))
-            count = read_number(asker, message, "ahead", 1)
-            self._tapes.check_count(count)
-            self._tapes.make_ahead(first, count)
+        with patient(asker, idle):
+            message = receive_expected(asker, ("query", "bye"))
+        if "bye" in message:
+            self._leave_dealer()
+            return None
+        number = read_number(asker, message, "query", self._next)
+        part_run = read(asker, PartRun, message.get("turn", {}))
+        check_runs(asker, self.model.program, self._rows, part_run)
+        self._next = number + 1
+        return self._answer(number, part_run, values(number), progress)
 
     # At all parties.
 
@@ -175,7 +159,7 @@ class Party:
         self, number: int, part_run: PartRun, values: Mapping[str, Tensor], progress: Progress | None
     ) -> Answer:
         program, started, dealt = self.model.program.part(part_run.part), time.perf_counter(), self._dealt_bytes()
-        tape = self._tapes.take(number, part_run)
+        tape = self._make(number, part_run)
         self.states.truncate(part_run.rows)
         offline_s, offline_bytes = time.perf_counter() - started, self._dealt_bytes() - dealt
         if progress:

@@ -1,5 +1,5 @@
-"""Correlations of queries to come, in memory: their keys, blocks of several runs, and the most that others may ask for;
-and work in a thread of its own, which makes the next query's correlations while the present query runs.
+"""Correlations of queries to come, in memory: their keys and blocks of several runs; and work in a thread of its own,
+which makes the next query's correlations while the present query runs.
 
 Each query and party has one key, from which all its masks of that query follow. Correlations of runs to come are made
 several at once: each side uses them in order, and forgets them all if another run comes.
@@ -11,19 +11,18 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
 
 from ...models.program.correlations import is_large
 from ...models.program.program import Program
 from ...protocols.beaver.values import Tape
 from ...protocols.channel import Channel
 from ...protocols.devices import CPU
-from ...protocols.errors import BlindformerError, CorrelationError
+from ...protocols.errors import BlindformerError
 from ...protocols.streams import Stream, derive
 from .messages import PartRun
 from .part_runs import rows_of_a_run
@@ -203,82 +202,3 @@ class Coming(Generic[T]):
     ref: Ref | None
     part_run: PartRun
     task: BackgroundTask[T] | None = None
-
-
-class AheadError(BlindformerError):
-    """A peer asks for more correlations than this party holds."""
-
-
-@dataclass(frozen=True)
-class AheadLimits:
-    """The most preprocessed correlations that a party holds: of so many `queries`, in so many `bytes`."""
-
-    queries: int = 1000
-    bytes: int = 4 * GB
-
-    def check_count(self, count: int, more: int) -> None:
-        """Errors: AheadError."""
-        if count + more > self.queries:
-            most = f"and at most {self.queries} are held (crypten.ahead)"
-            raise AheadError(f"ahead: correlations of {count + more} queries are asked for, {most}; ask for fewer")
-
-    def check_bytes(self, needed: int) -> None:
-        """Errors: AheadError."""
-        if needed > self.bytes:
-            most = f"and at most {self.bytes / GB:.3g} GB are held (crypten.ahead_gb)"
-            raise AheadError(f"ahead: the correlations asked for take {needed / GB:.3g} GB, {most}; ask for fewer")
-
-
-class PreprocessedTapes:
-    """The correlations of queries to come. `make` makes those of one number and run. Each is made and taken once.
-
-    Errors of all methods: AheadError, CorrelationError, and those of `make`.
-    """
-
-    def __init__(self, make: Callable[[int, PartRun], Tape], limits: AheadLimits) -> None:
-        self._make, self._limits = make, limits
-        self._tapes: dict[int, Tape] = {}
-        self.made = 0  # correlations of all numbers below are made
-
-    def __len__(self) -> int:
-        return len(self._tapes)
-
-    def check_count(self, more: int) -> None:
-        """Check that `more` may be made, before any is."""
-        self._limits.check_count(len(self), more)
-
-    def make_ahead(self, first: int, count: int) -> None:
-        for number in range(first, first + count):
-            tape = self._make_once(number, PartRun())
-            # All of a Program's tapes are alike: the first tells what all of them will take.
-            self._limits.check_bytes((len(self) + first + count - number) * tape_bytes(tape))
-            self._tapes[number] = tape
-
-    def take(self, number: int, part_run: PartRun) -> Tape:
-        """The preprocessed correlations of this number, or correlations made now."""
-        return self._tapes.pop(number) if number in self._tapes else self._make_once(number, part_run)
-
-    def _make_once(self, number: int, part_run: PartRun) -> Tape:
-        if number < self.made:  # then its masks may be spent
-            raise CorrelationError(f"query {number}: its correlations were made and are gone; start a new session")
-        self.made = number + 1
-        return self._make(number, part_run)
-
-
-def tape_bytes(tape: Tape) -> int:
-    """Bytes of a tape's tensors, each counted once."""
-    sizes = {
-        id(tensor): tensor.numel() * tensor.element_size() for entry in tape.entries() for tensor in _tensors(entry)
-    }
-    return sum(sizes.values())
-
-
-def _tensors(entry: object) -> Iterable[Tensor]:
-    if isinstance(entry, Tensor):
-        yield entry
-    elif isinstance(entry, list | tuple):
-        for item in entry:
-            yield from _tensors(item)
-    elif hasattr(entry, "__dict__"):  # a correlation of several parts
-        for item in vars(entry).values():
-            yield from _tensors(item)

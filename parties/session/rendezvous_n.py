@@ -12,7 +12,7 @@ import ssl
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,6 @@ from .dealing import MEMORY_BYTES, DealerParty
 from .messages import SAME_VERSION, read_seed
 from .n_party import Party, PartyModel
 from .parties import DEALER, LEADER, Parties
-from .preprocessed import AheadLimits
 from .rendezvous_two import meet_as_dealer, my_hello, seed_dealer
 
 
@@ -56,8 +55,7 @@ class PartyContext:
     """One party among others. `wait`: seconds for the others to come; `timeout`: of silence, from then on.
 
     `config`: what else all parties must have in common (Settings.shared_hash()); the list of parties always counts.
-    `refused` gets the error of each peer that is refused while this side goes on waiting. `limits`: of the preprocessed
-    correlations that others may make it hold.
+    `refused` gets the error of each peer that is refused while this side goes on waiting.
     """
 
     parties: Parties
@@ -67,7 +65,6 @@ class PartyContext:
     timeout: float = 60.0
     config: str = ""
     refused: Refused = lambda error: None
-    limits: AheadLimits = field(default_factory=AheadLimits)
     device: torch.device = CPU
 
     @property
@@ -291,7 +288,7 @@ def join_session(
                 known.append(undo.enter_context(to_dealer))
             mesh = Mesh(context.rank, channels)
             undo.callback(mesh.close)
-            party = Party(context.parties, mesh, model, seed, to_dealer, limits=context.limits, device=context.device)
+            party = Party(context.parties, mesh, model, seed, to_dealer, device=context.device)
             crypten = undo.enter_context(CryptenSession(mesh, context.name, party.deal))
             party.communicator = crypten.communicator
             party.set_up()

@@ -30,7 +30,6 @@ CASES = [
     ((*WRITES, "--cache", 4, "--tokens", 2, "--weights", "public", *NETWORK), {"protocol": "delegated"}),
     ((*WRITES, "--prompts", 2, "--tokens", 5, "--protocol", "clear"), {"prompts": 2, "positions": 10}),
     (("he_models", DIGITS_HE, "--data", "digits", "--rows", 8, "--count", 8), {"rows": 8}),
-    (("team", "--model", "minilm", "--people", 3, "--seconds", 3), {"people": 3, "limit_of_first": 4}),
     (("faults", "--life", "queries", "--instants", 1, "--timeout", 30), {"broken": [], "reused": 0}),
     (("faults", "--life", "conversations", "--instants", 1, "--timeout", 30), {"broken": [], "reused": 0}),
 ]

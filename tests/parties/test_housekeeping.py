@@ -11,19 +11,35 @@ from pathlib import Path
 import pytest
 import torch
 from blindformer.models.artifacts import load_server, save
-from blindformer.models.artifacts.sharing import bytes_on_disk, share
-from blindformer.models.cached import COMPILED, PRICE, SHARED, compiled_models
+from blindformer.models.cached import COMPILED, PRICE, compiled_models
 from blindformer.models.compile import compile
-from blindformer.parties.housekeeping import UNFINISHED_SECONDS, files_below, leftovers, removal_of, remove
+from blindformer.parties.housekeeping import (
+    UNFINISHED_SECONDS,
+    bytes_on_disk,
+    files_below,
+    leftovers,
+    removal_of,
+    remove,
+)
 from blindformer.parties.session.masked_weights import Catalogue, CatalogueLine
 from blindformer.parties.session.preprocessing_store import Missing, Ref, answer_proposal
 from blindformer.parties.session.weight_transfer import MaskedCache, masked_models
 from blindformer.protocols.errors import BlindformerError
-from blindformer.tests.models.artifacts.test_sharing import Wide
 from blindformer.tests.parties.session.store.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, make_pair
 
 DAY = 86400.0
 ROWS = (2, 3)
+
+
+class Wide(torch.nn.Module):
+    """One weight of 2**17 bytes, at 16 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(256, 256)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"y": self.inner(x)}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +55,7 @@ def cache(compiled, tmp_path) -> Path:
     """The folder, with both."""
     folder = tmp_path / "cache"
     for rows, one in zip(ROWS, compiled, strict=True):
-        share(save(one, folder_of(folder, rows)), folder / SHARED)
+        save(one, folder_of(folder, rows))
     return folder
 
 
@@ -81,19 +97,18 @@ def test_a_model_goes_with_all_that_is_its_own(cache, tmp_path):
     others = keep_masked(cache, "narrow", tmp_path, b"\2", b"\3")  # of another model, with one of its weights
     removed(cache, removal_of(cache, ["wide"]))
     assert left(cache) == set()
-    assert list((cache / SHARED).iterdir()) == []
     assert [file.exists() for file in mine] == [False, False, True]
     assert all(file.exists() for file in others)
 
 
 def test_one_of_several_goes_without_what_the_others_need(compiled, cache):
     mine = keep_masked(cache, "wide", None, b"\1")
-    freed = removed(cache, removal_of(cache, [folder_of(cache, 2).name]))
+    removed(cache, removal_of(cache, [folder_of(cache, 2).name]))
     assert left(cache) == {folder_of(cache, 3).name}
     weights = load_server(folder_of(cache, 3)).for_length().weights
     assert all(torch.equal(weights[name].long(), weight) for name, weight in compiled[1].weights.items())
     assert all(file.exists() for file in mine)
-    assert freed < removed(cache, removal_of(cache, [str(folder_of(cache, 3))]))
+    removed(cache, removal_of(cache, [str(folder_of(cache, 3))]))
     assert not any(file.exists() for file in mine)  # the last of its name
 
 

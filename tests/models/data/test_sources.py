@@ -1,10 +1,9 @@
-"""Where examples come from: public data sets by name, files of the user's own, and folders of the library datasets."""
+"""Where examples come from: public data sets by name, and files of the user's own."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import pytest
 from blindformer.federated.federate import federate
 from blindformer.models.data import DataError, judging_texts, load_data
 from blindformer.models.data.files import read_file
-from blindformer.models.data.spam_assassin import GROUPS
 
 ROOT = Path(bf.__file__).parent
 
@@ -34,11 +32,9 @@ def table(count: int = 40, delimiter: str = ",", head: tuple[str, str] = ("text"
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("imbd", "digits, fashion_mnist, public_texts, rotten_tomatoes, spam_assassin, uci"),
+        ("imbd", "digits, public_texts, rotten_tomatoes, uci"),
         ("digits", "pip install"),
-        ("fashion_mnist", "apt-get install"),
         ("rotten_tomatoes", "pip install"),
-        ("spam_assassin", "npm install"),
         ("uci", "npm install"),
     ],
 )
@@ -87,7 +83,6 @@ def test_uci_drops_rows_without_text_and_joins_its_three_files(tmp_path):
     ("name", "parts", "copies"),
     [
         ("rotten_tomatoes", (6140, 682, 1706), 2),
-        ("spam_assassin", (4240, 471, 1178), 131),
         ("uci", (2140, 238, 594), 28),
     ],
 )
@@ -99,55 +94,6 @@ def test_texts_as_their_package_ships_them(name, parts, copies):
     assert (len(data.train), len(data.validation), len(data.test)) == parts
     assert data.dropped["duplicate"] == copies
     assert again.test.texts == data.test.texts
-
-
-PAGE = "<html><style>p {}</style><p>Cheap <b>watches</b> here<script>go()</script></html>"
-
-
-def test_a_mail_is_its_subject_and_its_words(tmp_path):
-    head = (
-        "From: a@b.example\nReceived: by c.example\nSubject: Number {n}\nContent-Type: text/{kind}; charset=utf-8\n\n"
-    )
-    for group in GROUPS:
-        (tmp_path / group).mkdir()
-        for n in range(10):
-            kind, body = ("html", PAGE) if group == "spam-1" else ("plain", f"Some  words\nof {group}")
-            mail = head.format(n=f"{group} {n}", kind=kind) + body
-            (tmp_path / group / f"{n}.json").write_text(json.dumps({"text": mail}))
-    broken = head.format(n="x", kind="plain").replace("utf-8", "no-such-charset") + "what"
-    (tmp_path / "spam-2" / "x.json").write_text(json.dumps({"text": broken}))
-    data = load_data(f"spam_assassin={tmp_path}")
-    texts = {**dict(zip(data.train.texts, data.train.labels, strict=True))}
-    texts |= dict(zip(data.test.texts, data.test.labels, strict=True))
-    texts |= dict(zip(data.validation.texts, data.validation.labels, strict=True))
-    assert texts["Number spam-1 3. Cheap watches here"] == data.labels.index("spam")
-    assert texts["Number hard-ham-1 4. Some words of hard-ham-1"] == data.labels.index("ham")
-    assert len(texts) == 50
-    assert not any("Received" in text or "example" in text for text in texts)
-    (tmp_path / "spam-2" / "x.json").write_text("[]")
-    with pytest.raises(DataError, match="is not as it was"):
-        load_data(f"spam_assassin={tmp_path}")
-
-
-def idx(path, sizes, values):
-    head = bytes((0, 0, 8, len(sizes))) + struct.pack(f">{len(sizes)}I", *sizes)
-    path.write_bytes(gzip.compress(head + bytes(values)))
-
-
-def test_fashion_mnist_keeps_its_own_test_part(tmp_path):
-    for prefix, count in (("train", 100), ("t10k", 20)):
-        images = [v for i in range(count) for v in (i, i // 10, 7 if prefix == "train" else 9, 0)]
-        idx(tmp_path / f"{prefix}-images-idx3-ubyte.gz", (count, 2, 2), images)
-        idx(tmp_path / f"{prefix}-labels-idx1-ubyte.gz", (count,), [i % 10 for i in range(count)])
-    data = load_data(f"fashion_mnist={tmp_path}")
-    assert (len(data.train), len(data.validation), len(data.test)) == (90, 10, 20)
-    assert data.labels[9] == "Ankle boot"
-    assert all(
-        image[1, 0] == 9 and image[0, 0] % 10 == y for image, y in zip(data.test.inputs, data.test.labels, strict=True)
-    )
-    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"something else"))
-    with pytest.raises(DataError, match="not an IDX file"):
-        load_data(f"fashion_mnist={tmp_path}")
 
 
 def test_digits(tmp_path):
@@ -213,7 +159,7 @@ def test_labels_as_numbers_or_names(tmp_path, labels, names, indices):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("", "", "save_to_disk"),
+        ("", "", "is a folder; give a table"),
         ("a.csv", "text,label\n", "holds no examples"),
         ("a.csv", "text,label\na,0.5\nb,1\n", "fractions"),
         ("a.jsonl", '{"text": "a", "label": 1}\nno\n', "line 2: is not JSON"),
@@ -225,24 +171,3 @@ def test_bad_files_say_what_and_where(tmp_path, name, text, message):
     path = write(tmp_path / name, text) if name else tmp_path
     with pytest.raises(DataError, match=message):
         load_data(path)
-
-
-# The library datasets.
-
-
-def test_a_folder_of_datasets(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    rows = {"text": [f"number {i}" for i in range(40)], "label": [i % 2 for i in range(40)]}
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
-    whole = datasets.Dataset.from_dict(rows, features=features)
-    whole.save_to_disk(tmp_path / "one")
-    data = load_data(tmp_path / "one")
-    assert (data.labels, len(data.test)) == (("no", "yes"), 8)
-    lacking = {**rows, "text": [None, *rows["text"][1:]]}
-    datasets.Dataset.from_dict(lacking).save_to_disk(tmp_path / "none")
-    with pytest.raises(DataError, match="none, line 1: lacks text, or give --skip-bad"):
-        load_data(tmp_path / "none")
-    assert load_data(tmp_path / "none", skip_bad=True).dropped["bad"] == 1
-    parts = whole.train_test_split(test_size=0.25, seed=0)
-    parts.save_to_disk(tmp_path / "two")
-    assert len(load_data(tmp_path / "two").test) == 10

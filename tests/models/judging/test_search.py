@@ -5,13 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from blindformer.approximations import Plan, calibrate
-from blindformer.approximations.calibrate import in_force
 from blindformer.approximations.plan import kind_of
 from blindformer.models.data import Examples
-from blindformer.models.judging.evaluation import encode
 from blindformer.models.judging.search import Change, SearchError, layer_paths, search, with_changes
-from blindformer.models.judging.shapes import Shape, smaller_model
-from blindformer.models.loading.layers import narrowed, with_layers
 from blindformer.models.loading.load import load
 from blindformer.models.program.pricing import price as bytes_of
 from blindformer.tests.shared.tiny import save_tokenizer, tiny_config
@@ -73,46 +69,6 @@ def test_a_pooling_is_priced_where_it_is(result):
     assert result.points[-1].plan.pool == tuple(number for number in (0, 1) if pools[number].saving > 0)
     plan = with_changes(Plan.preset("faithful"), [pools[1].change])
     assert (plan.pool, plan.overrides) == ((1,), {})
-
-
-def test_smaller_models_are_refitted_priced_and_judged(result, classifier):
-    by_options = {" ".join(item.options): item for item in result.smaller}
-    assert [*by_options] == [
-        "--layers 1",
-        "--set heads=1",
-        "--set intermediate=32",
-        "--set heads=1 --set intermediate=32",
-        "--layers 1 --set heads=1 --set intermediate=32",
-    ]
-    whole = result.points[0].price["online_bytes"]
-    assert all(item.price["online_bytes"] < whole for item in result.smaller)
-    assert all(item.quality.divergence > 0 for item in result.smaller)
-    least = by_options["--layers 1 --set heads=1 --set intermediate=32"]
-    assert least.price["online_bytes"] == min(item.price["online_bytes"] for item in result.smaller)
-
-
-def test_a_refitted_model_is_nearer_than_one_that_only_lost_its_features(classifier, texts):
-    """It was made for the functions of the plan, and makes up for what is gone."""
-    plan, shape = Plan.preset("fast"), Shape(intermediate=16)
-    batches = [encode(classifier, texts.texts, 8)]
-    errors = []
-    for model in (
-        narrowed(with_layers(classifier.model, [0, 1]), intermediate=16),
-        smaller_model(classifier.model, shape, batches, plan, None),
-    ):
-        with in_force(model, calibrate(model, batches, plan)), torch.no_grad():
-            logits = model(**batches[0]).logits
-        with torch.no_grad():
-            errors.append(float((logits - classifier.model(**batches[0]).logits).square().mean()))
-    assert errors[1] < errors[0]
-
-
-def test_smaller_models_of_a_mixed_plan_have_all_layers(classifier, texts):
-    """A plan that speaks of a layer by its number is of no model with fewer."""
-    mixed = Plan.preset("faithful").replace(overrides={"bert.encoder.layer.1.*": {"gelu": "quad"}})
-    result = search(classifier, texts, texts.texts, cost, base=mixed, length=8, choices={})
-    assert result.smaller
-    assert not any("--layers" in item.options for item in result.smaller)
 
 
 def test_a_sensitive_layer_is_told_from_one_that_is_not(result):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -12,7 +13,6 @@ import torch
 from blindformer.models.program.correlations import TORCH_SCRATCH, Correlations
 from blindformer.models.program.program import Instruction, Program
 from blindformer.parties.session.masked_weights import WeightMasks
-from blindformer.parties.session.preprocessed import tape_bytes
 from blindformer.protocols.beaver.compare import BitCorrelation
 from blindformer.protocols.beaver.lookup import DealerNumbers
 from blindformer.protocols.beaver.point_function import PointKeys, TablePoints
@@ -121,6 +121,23 @@ class Widths:
 
     def finish(self) -> None:
         pass
+
+
+def tape_bytes(tape: Tape) -> int:
+    """Bytes of a tape's tensors, each counted once."""
+    sizes = {id(tensor): tensor.nbytes for entry in tape.entries() for tensor in _tensors(entry)}
+    return sum(sizes.values())
+
+
+def _tensors(entry: object) -> Iterable[torch.Tensor]:
+    if isinstance(entry, torch.Tensor):
+        yield entry
+    elif isinstance(entry, list | tuple):
+        for item in entry:
+            yield from _tensors(item)
+    elif hasattr(entry, "__dict__"):  # a correlation of several parts
+        for item in vars(entry).values():
+            yield from _tensors(item)
 
 
 def keys_of(tape: Tape) -> list[PointKeys]:

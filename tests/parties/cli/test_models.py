@@ -41,8 +41,8 @@ def test_the_cache_is_listed_and_emptied(call, report_of, known, tiny_classifier
         [([8], ""), ([16], "")],
         [([16], ""), ([8], "")],
     )
-    assert sum(row["bytes"] for row in listed["models"] if row["name"] == name) > listed["cache"]["bytes"] > 0
-    assert "MB in the cache (~/.cache/blindformer); what models have in common is counted once" in call("models")[1]
+    assert 0 < sum(row["bytes"] for row in listed["models"] if row["name"] == name) <= listed["cache"]["bytes"]
+    assert "MB in the cache (~/.cache/blindformer)" in call("models")[1]
     dry = report_of("models", "rm", name, "--dry-run")
     assert (len(dry["items"]), dry["removed"], dry["bytes"]) == (2, False, listed["cache"]["bytes"])
     assert report_of("models", "prune", "--older", "1d")["items"] == []

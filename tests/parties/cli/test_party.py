@@ -53,12 +53,10 @@ class Site:
         self.folder, self.processes = folder, {}
         make_certificates(folder / "certs", (*NAMES, "dealer"))
 
-    def write(self, compiled: Path, *, wait: float = 240, ahead: int = 0, **seats: str) -> None:
+    def write(self, compiled: Path, *, wait: float = 240, **seats: str) -> None:
         """`seats`: what the file says of each party."""
         ports = [free_port() for _ in range(len(seats) + 1)]
-        parts = [
-            f'[session]\nprotocol = "crypten"\ntimeout = 60.0\n[crypten]\nwait = {float(wait)}\nahead_first = {ahead}'
-        ]
+        parts = [f'[session]\nprotocol = "crypten"\ntimeout = 60.0\n[crypten]\nwait = {float(wait)}']
         parts += [f'[parties.dealer]\naddress = "localhost:{ports[0]}"\n[dealer]\nlisten = "127.0.0.1:{ports[0]}"']
         for port, (name, lines) in zip(ports[1:], seats.items(), strict=True):
             parts.append(f'[crypten.parties.{name}]\naddress = "127.0.0.1:{port}"\nfolder = "{compiled}"\n{lines}')
@@ -102,7 +100,6 @@ def test_two_owners_of_data_and_one_of_the_model_and_answers_for_one_alone(site,
     model, compiled = two_owners
     site.write(
         compiled,
-        ahead=1,
         alice='owns = ["model"]\nanswers = true',
         bob='owns = ["text"]',
         carol='owns = ["image"]',

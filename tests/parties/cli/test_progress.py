@@ -64,7 +64,7 @@ def test_compiling_that_is_stopped_ends_in_a_line(capfd, monkeypatch, stop, code
     with pytest.raises(SystemExit) as ended, Phases() as phases, compiling(phases):
         raise stop
     assert ended.value.code == code
-    assert capfd.readouterr().err == "note: stopped; the same command goes on from what is compiled so far\n"
+    assert capfd.readouterr().err == "note: stopped; the same command compiles it from the start\n"
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -137,18 +137,6 @@ def test_what_cannot_be_judged(tiny_encoder, tiny_classifier, data):
         evaluate(load(tiny_encoder), data)
 
 
-def test_a_page_that_cannot_be_written_costs_no_figures(call, tiny_classifier, tmp_path):
-    table, page = tmp_path / "mine.csv", tmp_path / "page.html"
-    page.mkdir()
-    moods = ("calm", "glad", "cross")
-    table.write_text("text,label\n" + "".join(f"it is {'the ' * i},{moods[i % 3]}\n" for i in range(45)))
-    given = ("evaluate", tiny_classifier, "--data", table, "--protocol", "torch", "--report", page)
-    code, printed, errors = call(*given, "--format", "json")
-    assert code == 1
-    assert json.loads(printed)["evaluations"][0]["rows"][0]["accuracy"]
-    assert errors.endswith(f"blindformer: {page}: cannot be written (Is a directory); choose another file\n")
-
-
 @pytest.fixture
 def mails(tmp_path):
     path = tmp_path / "mails.csv"

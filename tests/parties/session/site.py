@@ -16,7 +16,6 @@ from blindformer.parties.session.masked_weights import Served
 from blindformer.parties.session.n_party import Party, PartyModel
 from blindformer.parties.session.online import Answer, OnQuery, Timings
 from blindformer.parties.session.parties import Parties
-from blindformer.parties.session.preprocessed import AheadLimits
 from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.parties.session.two_party_server import ServerParty
 from blindformer.parties.transport.handshake import abort, new_session
@@ -75,11 +74,11 @@ class Turnstile:
 class Follower:
     """Carol, who follows two others; the test speaks for alice, the leader, who is also the querying party."""
 
-    def __init__(self, model: PartyModel, weights: dict[str, torch.Tensor], limits: AheadLimits | None = None) -> None:
+    def __init__(self, model: PartyModel, weights: dict[str, torch.Tensor]) -> None:
         self.asker, mine = memory_pair("carol", "alice", 20)
         self.bob, to_bob = memory_pair("carol", "bob", 20)
         parties = Parties(("alice", "bob", "carol"), data="alice")
-        self.party = Party(parties, Mesh(2, {0: mine, 1: to_bob}), model, new_seed(), limits=limits)
+        self.party = Party(parties, Mesh(2, {0: mine, 1: to_bob}), model, new_seed())
         self.party._masked = dict(weights)  # any numbers do: they are no one's weights
 
     def hear(self, *messages: dict) -> None:

@@ -294,10 +294,10 @@ def test_who_follows_runs_no_number_twice_and_no_rows_ahead(carol, monkeypatch):
 
 def test_a_block_is_dealt_once_and_what_is_left_of_it_is_dropped_where_the_asker_goes_otherwise(carol):
     """The leader is asked to be ready for each deal, and for no pass that finds its correlations left."""
-    tapes, part_run = carol.party._tapes, PartRun(part="1@64", runs=8)
+    make, part_run = carol.party._make, PartRun(part="1@64", runs=8)
     carol.asker.send_message({"ready": 0})
-    taken = [tapes.take(0, part_run), tapes.take(1, part_run.model_copy(update={"rows": 1}))]
+    taken = [make(0, part_run), make(1, part_run.model_copy(update={"rows": 1}))]
     carol.asker.send_message({"ready": 2})
-    taken.append(tapes.take(2, part_run.model_copy(update={"rows": 1})))  # the same place again, under other masks
+    taken.append(make(2, part_run.model_copy(update={"rows": 1})))  # the same place again, under other masks
     masks = [next(entry for _, entry in tape.drain() if isinstance(entry, torch.Tensor)) for tape in taken]
     assert len({str(mask) for mask in masks}) == 3

@@ -135,7 +135,7 @@ class MeshCommunicator:
 
 
 def three_parties(site: Recording, folder: Path) -> None:
-    """Correlations of one query ahead, a query on these, a live one, one of CrypTen's tuples. Bob owns the data."""
+    """Two queries, and one of CrypTen's tuples. Bob owns the data."""
     case, everybody = site.case, Parties(PARTIES)
     request = Request.model_validate({"kind": "square", "sizes": [(2, 3)]})
     channels: dict[int, dict[int, Channel]] = {rank: {} for rank in range(3)}
@@ -155,7 +155,6 @@ def three_parties(site: Recording, folder: Path) -> None:
         party.set_up()
         make_tuple(party.deal(request, 0), request, "tuple 0")
         if party.asks:
-            party.ask_ahead(1)
             for _ in range(2):
                 right(case, party.ask(case.client).outputs)
             party.goodbye()
