@@ -1,6 +1,6 @@
 """The models of architectures.toml: built with random weights from a seed, and inputs for them.
 
-L tokens; images [B, 3, S, S]; sounds [B, features, frames] or [B, samples].
+L tokens; images [B, 3, S, S]; recordings [B, features, frames] or [B, samples].
 """
 
 import importlib

@@ -11,8 +11,8 @@ from typing import Any
 
 from blindformer.models.compile import compile
 from blindformer.models.loading.load import load
-from blindformer.models.open_weights import PRIVATE, PUBLIC
 from blindformer.models.program.pricing import NETWORKS, price
+from blindformer.models.weight_owners import PRIVATE, PUBLIC
 from blindformer.parties.reports.estimate import price_of_pass
 from rich.table import Table
 

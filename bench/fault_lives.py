@@ -20,7 +20,7 @@ from blindformer.tests.shared.site import QUESTIONS, compile_into, conversation_
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 from safetensors.torch import load_file, save_file
 
-from .ledgers import watched_spool
+from .ledgers import watched_store
 
 AHEAD = 2  # preprocessed correlations in each life, and used in its second session
 SAID = ("Hi", "Ho")
@@ -30,7 +30,7 @@ BACK = 60.0  # seconds that a conversation waits for a service that was killed
 
 
 class Work(Protocol):
-    def __call__(self, asker: Asker, pipe: Connection, *, spool: Path) -> None: ...
+    def __call__(self, asker: Asker, pipe: Connection, *, store: Path) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Life:
         return bool(self.goes_on) and self.parts.index(part) >= self.parts.index(self.goes_on)
 
 
-def ask_queries(asker: Asker, pipe: Connection, *, spool: Path) -> None:
+def ask_queries(asker: Asker, pipe: Connection, *, store: Path) -> None:
     """One session with live queries and correlations ahead, another one that uses these."""
 
     def part(name: str) -> None:
@@ -64,7 +64,7 @@ def ask_queries(asker: Asker, pipe: Connection, *, spool: Path) -> None:
         asker.say("asked")
         asker.say("answered", right=asker.ask(party, progress, more))
 
-    watched, online = watched_spool(spool), []
+    watched, online = watched_store(store), []
 
     def progress(phase: str, done: int, total: int) -> None:
         if phase == "online" and not online:
@@ -72,7 +72,7 @@ def ask_queries(asker: Asker, pipe: Connection, *, spool: Path) -> None:
             part("online")
 
     part("handshake")
-    with asker.connect(spool=watched, use_spool="off") as party:
+    with asker.connect(store=watched, use_store="off") as party:
         part("set-up")
         party.set_up()
         part("offline")
@@ -83,19 +83,19 @@ def ask_queries(asker: Asker, pipe: Connection, *, spool: Path) -> None:
         part("precompute")
         party.precompute(AHEAD)
         part("handshake again")
-    with asker.connect(spool=watched) as party:
+    with asker.connect(store=watched) as party:
         part("set-up again")
         party.set_up()
-        part("spooled")
+        part("stored")
         for number in range(AHEAD):
             ask(party, more=number + 1 < AHEAD)
         part("goodbye")
 
 
-def ask_afterwards(asker: Asker, pipe: Connection, *, spool: Path) -> None:
-    """One query from the spool if it holds any, one that is live."""
-    for use_spool in ("auto", "off"):
-        with asker.connect(spool=watched_spool(spool), use_spool=use_spool) as party:
+def ask_afterwards(asker: Asker, pipe: Connection, *, store: Path) -> None:
+    """One query from the store if it holds any, one that is live."""
+    for use_store in ("auto", "off"):
+        with asker.connect(store=watched_store(store), use_store=use_store) as party:
             party.set_up()
             asker.say("asked")
             asker.say("answered", right=asker.ask(party))
@@ -110,7 +110,7 @@ def compile_conversation(folder: Path) -> None:
     save_file({"answers": torch.tensor(answers)}, folder / QUESTIONS)
 
 
-def converse_on(asker: Asker, pipe: Connection, *, spool: Path) -> None:
+def converse_on(asker: Asker, pipe: Connection, *, store: Path) -> None:
     """Two messages and their answers, in sessions that the client opens as it needs them."""
     begun: list[str] = []
 
@@ -130,25 +130,25 @@ def converse_on(asker: Asker, pipe: Connection, *, spool: Path) -> None:
             part("token")
 
     part("handshake")
-    with _talking(asker, spool, on_pass, progress) as talk:
+    with _talking(asker, store, on_pass, progress) as talk:
         for number, name in enumerate(("text", "second text")):
             part(name)
             _say(asker, talk, number)
         part("goodbye")
 
 
-def converse_afterwards(asker: Asker, pipe: Connection, *, spool: Path) -> None:
+def converse_afterwards(asker: Asker, pipe: Connection, *, store: Path) -> None:
     """One message and its answer."""
-    with _talking(asker, spool) as talk:
+    with _talking(asker, store) as talk:
         _say(asker, talk, 0)
 
 
 def _talking(
-    asker: Asker, spool: Path, on_pass: Any = None, progress: Any = None
+    asker: Asker, store: Path, on_pass: Any = None, progress: Any = None
 ) -> AbstractContextManager[Conversation]:
-    site, watched = asker.site, watched_spool(spool)
+    site, watched = asker.site, watched_store(store)
     where = (site.compiled, site.server, site.dealer, site.certificates, site.timeout)
-    return conversation_with(*where, on_pass, wait=BACK, spool=watched, progress=progress)
+    return conversation_with(*where, on_pass, wait=BACK, store=watched, progress=progress)
 
 
 def _say(asker: Asker, talk: Conversation, number: int) -> None:
@@ -161,7 +161,7 @@ LIVES = {
     "queries": Life(
         (
             *("handshake", "set-up", "offline", "online", "pipeline", "precompute"),
-            *("handshake again", "set-up again", "spooled", "goodbye"),
+            *("handshake again", "set-up again", "stored", "goodbye"),
         ),
         ("offline", "precompute"),
         compile_into,

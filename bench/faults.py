@@ -32,7 +32,7 @@ from .ledgers import Audit, audit
 PROCESSES.set_forkserver_preload(["blindformer.tests.shared.clients", f"{__package__}.fault_lives"])
 SESSIONS = ("server's session", "dealer's session")
 VICTIMS = (*SESSIONS, "server", "dealer", "client")
-TYPED = {"SlotsBusy", "SpoolError", "CorrelationError", "SeedError"} | {
+TYPED = {"SlotsBusy", "StoreError", "CorrelationError", "SeedError"} | {
     name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, errors.PeerError)
 }
 REHEARSALS = 3
@@ -77,15 +77,15 @@ class Killer:
         self._case = ""
 
     @property
-    def spool(self) -> Path:
-        return self.folder / "client-spool"
+    def store(self) -> Path:
+        return self.folder / "client-store"
 
     def rehearse(self) -> None:
         """Lives without a fault: how long each part takes."""
         seen: dict[str, list[float]] = {name: [] for name in self.life.parts}
         for number in range(REHEARSALS + 1):
             self._case = f"rehearsal {number}"
-            client = ClientProcess(self.site, partial(self.life.live, spool=self.spool))
+            client = ClientProcess(self.site, partial(self.life.live, store=self.store))
             client.finish(PATIENCE)
             self._count(client, Tally(""))
             self._check_client(client, may_fail=False)
@@ -116,7 +116,7 @@ class Killer:
         self._case = f"{tally.victim} killed in {part!r}"
         before, fraction = len(self.broken), self.random.random()
         marks = {role: len(running.log) for role, running in self._services()}
-        client = ClientProcess(self.site, partial(self.life.live, spool=self.spool))
+        client = ClientProcess(self.site, partial(self.life.live, store=self.store))
         while (event := client.listen(PATIENCE)) is not None and event.get("name") != part:
             pass
         time.sleep(fraction * self.lengths[part])
@@ -223,7 +223,7 @@ class Killer:
         return processes
 
     def _ask_afterwards(self, tally: Tally) -> None:
-        client = ClientProcess(self.site, partial(self.life.afterwards, spool=self.spool))
+        client = ClientProcess(self.site, partial(self.life.afterwards, store=self.store))
         client.finish(PATIENCE)
         self._count(client, tally)
         self._check_client(client, may_fail=False)
@@ -281,8 +281,8 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
         folder = Path(name)
         say("compile")
         life.compile(folder / "compiled")
-        spool = folder / "server-spool"
-        with deploy(folder, server={"spool": spool}, timeout=chosen.timeout) as (deployment, site):
+        store = folder / "server-store"
+        with deploy(folder, server={"store": store}, timeout=chosen.timeout) as (deployment, site):
             killer = Killer(life, deployment, site, folder, chosen.seed)
             say("rehearse")
             killer.rehearse()
@@ -290,7 +290,7 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
                 killer.run(chosen.instants, say)
             for _, running in killer._services():
                 running.stop()
-            audited = audit(spool, killer.spool, killer.answered) if killer.tallies else Audit()
+            audited = audit(store, killer.store, killer.answered) if killer.tallies else Audit()
     return {
         **{name: getattr(chosen, name) for name in ("life", "instants", "seed")},
         "timeout_s": chosen.timeout,

@@ -340,7 +340,7 @@ def show(report: Report) -> list[Table]:
     drafts = f"{report['drafts_accepted']} from drafts"
     rows: dict[str, str] = {}
     if report["agree_top1"] is not None:
-        rows["likeliest token as float32"] = f"{report['agree_top1']:.4f} of {report['positions']} places"
+        rows["most likely token as float32"] = f"{report['agree_top1']:.4f} of {report['positions']} places"
         rows["KL from float32"] = f"{report['kl']:.2e}"
     rows["a token, waited for"] = seconds(report["wall_s_per_token"])
     if "prompts" in report:
@@ -378,7 +378,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--model", default="smollm2", help=models)
     options.add_argument("--cache", type=int, default=128, help="tokens of text before the answer (%(default)s)")
     options.add_argument("--tokens", type=int, default=32, help="tokens of the answer (%(default)s)")
-    prompts = f"short messages to answer instead, at most {len(PROMPTS)}: how often the likeliest token is float32's"
+    prompts = f"short messages to answer instead, at most {len(PROMPTS)}: how often the most likely token is float32's"
     options.add_argument("--prompts", type=int, help=prompts)
     options.add_argument("--quotes", action="store_true", help="with --prompts: messages that ask to be repeated")
     options.add_argument("--drafts", type=int, default=0, help="tokens to guess and check in one pass (%(default)s)")

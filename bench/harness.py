@@ -21,8 +21,8 @@ import psutil
 import torch
 from blindformer.cores import cores, tune_process
 from blindformer.levels import instructions, level
-from blindformer.models.open_weights import PRIVATE, PUBLIC
 from blindformer.models.program.pricing import Network
+from blindformer.models.weight_owners import PRIVATE, PUBLIC
 from blindformer.protocols.errors import BlindformerError
 from blindformer.versions import versions
 from rich.console import Console

@@ -24,8 +24,8 @@ from blindformer.approximations import Plan, approximate, out_of_range, restore
 from blindformer.models.artifacts import save
 from blindformer.models.compile import Compiled, compile
 from blindformer.models.delegated.part import DelegatedPart, part_of_module
-from blindformer.models.open_weights import PRIVATE, PUBLIC
 from blindformer.models.program.pricing import Network
+from blindformer.models.weight_owners import PRIVATE, PUBLIC
 from blindformer.parties.client.delegated import DelegatedSession
 from blindformer.parties.client.local import LocalParties
 from blindformer.parties.reports.estimate import estimate

@@ -1,4 +1,4 @@
-"""What the ledgers of both parties' spools must say together, whoever was killed when.
+"""What the ledgers of both parties' stores must say together, whoever was killed when.
 
 A correlation is named by its session and its number in it. `Diary` is a second record, at the client, of what was
 really handed out: it is written after the ledger and before the use, by code that the ledger knows nothing of.
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from blindformer.parties.session.ledger import Entry, Keys, Ledger, audit_tag
-from blindformer.parties.session.spool import Spool
+from blindformer.parties.session.preprocessing_store import PreprocessingStore
 
 DIARY = "diary.txt"
 
@@ -37,11 +37,11 @@ class DiaryLedger(Ledger):
             diary.write(f"{audit_tag(key)} {session} {number}\n")
 
 
-def watched_spool(folder: Path) -> Spool:
-    """A client's spool that keeps a diary beside its ledger."""
-    spool = Spool(folder)
-    spool.ledger = DiaryLedger(spool.ledger.path)
-    return spool
+def watched_store(folder: Path) -> PreprocessingStore:
+    """A client's store that keeps a diary beside its ledger."""
+    store = PreprocessingStore(folder)
+    store.ledger = DiaryLedger(store.ledger.path)
+    return store
 
 
 @dataclass
@@ -55,12 +55,12 @@ class Audit:
 
 
 def audit(server: Path, client: Path, answered: int) -> Audit:
-    """Compare the ledgers, the diary and the files of two spools; nobody may be using them.
+    """Compare the ledgers, the diary and the files of two stores; nobody may be using them.
 
     answered: queries that got an answer. Each needs a correlation of its own, marked on both sides.
     """
     audited = Audit()
-    Spool(server).sweep(grace=0.0)
+    PreprocessingStore(server).sweep(grace=0.0)
     sides = {"server": _read(server), "client": _read(client)}
     for side, (ready, used, audits) in sides.items():
         _no_second_time(audited, side, ready, used, audits)
@@ -101,7 +101,7 @@ def _no_second_time(audited: Audit, side: str, ready: list[tuple], used: list[tu
 
 
 def _files(audited: Audit, folder: Path, ready: list[tuple]) -> None:
-    """What is ready has its file, whole; nothing else has one: the spool has been swept."""
+    """What is ready has its file, whole; nothing else has one: the store has been swept."""
     names = set()
     for _, number, _, name, size, digest in ready:
         path = folder / name

@@ -20,14 +20,14 @@ from .artifacts.writing import check_free
 from .compile import CalibrationWarning, Compiled, Logged, Progress, check_embedding, compile, part_of
 from .encrypted import Chosen, can_be_encrypted, circuit_for
 from .loading.accepted import TRACING
-from .loading.calibration_sounds import calibration_sounds
+from .loading.calibration_recordings import calibration_recordings
 from .loading.calibration_texts import calibration_texts
 from .loading.huggingface import LoadError
 from .loading.load import BUCKETS, Loaded, load
 from .loading.media import media_files
 from .loading.speech import SECONDS
 from .loading.students import trained_length
-from .open_weights import Weights, open_weights
+from .weight_owners import Weights, weight_owners
 
 LENGTHS = (32, 64, 128)
 CALIBRATED = 0.2  # of the time, about
@@ -69,7 +69,7 @@ def compile_folder(
     check_free(Path(folder))
     check_embedding(embedding)
     if weights is not None:
-        open_weights(weights)
+        weight_owners(weights)
     progress = progress or Logged()
     loaded = model if isinstance(model, Loaded) else load(model)
     plan = own_plan(loaded.folder) if plan is None else plan
@@ -194,7 +194,7 @@ def compile_alike(
     """A program for the inputs of each length, all with one plan, which they calibrate together.
 
     inputs   of `typical_inputs`
-    rows     texts, images or sounds of one query
+    rows     texts, images or recordings of one query
     options  of `compile`: embedding, outputs
     """
     check_one_pass(loaded)
@@ -232,7 +232,7 @@ def check_one_pass(loaded: Loaded) -> None:
 
 
 def typical_files(loaded: Loaded, files: Sequence[Any] | None) -> list[Any]:
-    """Images or sounds to calibrate on: those given, as of `compile_folder`, or those beside the model; of many, some.
+    """Images or recordings to calibrate on: those given, as of `compile_folder`, or the model's own; of many, some.
 
     Errors: LoadError, InputError.
     """
@@ -244,9 +244,11 @@ def typical_files(loaded: Loaded, files: Sequence[Any] | None) -> list[Any]:
     if not chosen and own.is_dir():
         chosen += media_files(loaded.kind, [own])
     if not chosen and loaded.kind == "speech":
-        chosen += calibration_sounds(getattr(loaded.task.ear, "chunk_length", SECONDS), loaded.task.ear.sampling_rate)
+        chosen += calibration_recordings(
+            getattr(loaded.task.ear, "chunk_length", SECONDS), loaded.task.ear.sampling_rate
+        )
     if not chosen:
-        what = f"takes {medium.word}s; give some typical ones to calibrate on (--calibrate FOLDER)"
+        what = f"takes {medium.plural}; give some typical ones to calibrate on (--calibrate FOLDER)"
         raise LoadError(f"{loaded.name}: {what}")
     step = max(1, len(chosen) / MOST_IMAGES)
     return [chosen[int(i * step)] for i in range(min(MOST_IMAGES, len(chosen)))]
@@ -256,14 +258,14 @@ def typical_inputs(
     loaded: Loaded, lengths: Iterable[int] | None, given: Sequence[Any] | None, samples: int = 0
 ) -> dict[int, Batches]:
     """What a model is calibrated on, by length: `given`, cut to each, or what `compile_folder` takes in its place. Of
-    images and sounds the length is 0. `samples`: of a sound, at least; the longest sets it, too.
+    images and recordings the length is 0. `samples`: of a recording, at least; the longest sets it, too.
 
     Errors: LoadError, InputError.
     """
     medium = loaded.task.medium
     if medium is not None:
         if lengths:
-            raise LoadError(f"{loaded.name}: takes {medium.word}s, which have no lengths; leave --lengths out")
+            raise LoadError(f"{loaded.name}: takes {medium.plural}, which have no lengths; leave --lengths out")
         files = typical_files(loaded, given)
         samples = max(samples, loaded.task.samples(files))
         return {0: [loaded.encode_file(item, samples) for item in files]}

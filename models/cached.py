@@ -118,7 +118,7 @@ def _code() -> int:
 @dataclass(frozen=True)
 class KnownModel:
     """A model on this machine. `lengths`: tokens of a text that it is compiled for, or of a conversation; empty: it is
-    not compiled yet, or takes images or sounds. `task`: what it answers, or `PRICE`. `used`: seconds since 1970, of
+    not compiled yet, or takes images or recordings. `task`: what it answers, or `PRICE`. `used`: seconds since 1970, of
     what was compiled. `problem`: why it cannot be used, and the remedy. `likeness`: of a packaged student's embeddings
     to its teacher's, on texts of its own kind and of another."""
 

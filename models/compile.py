@@ -30,10 +30,10 @@ from .lowering.export import Traces, export, not_run, run_model
 from .lowering.lower import Inputs, LoweredGraph, lower
 from .lowering.structure import Structure, tensors_of
 from .lowering.values import LoweringError
-from .open_weights import PRIVATE, Weights, open_weights
 from .program.interpreter import interpret
 from .program.program import PreludeStep, Program, ProgramError, constant_digest
 from .program.scales import Precision, Scaled, place_scales
+from .weight_owners import PRIVATE, Weights, weight_owners
 
 if TYPE_CHECKING:
     from .loading.load import Loaded
@@ -198,7 +198,7 @@ def compile(
         if isinstance(value, int | float) and any(batch.get(name_of) != value for batch in batches):
             raise ProgramError(f"input {name_of}: is {value} and other numbers; give one, or a tensor")
     loaded = loaded_of(model)
-    whose = open_weights(weights or PRIVATE) if isinstance(loaded, nn.Module) else loaded.weights(weights)
+    whose = weight_owners(weights or PRIVATE) if isinstance(loaded, nn.Module) else loaded.weights(weights)
     model = module_of(loaded)
     with TRACING:  # which replaces parameters in place: none may read them meanwhile
         public = whose.of(model)

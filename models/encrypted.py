@@ -135,7 +135,7 @@ def decode_real(program: Program, values: Mapping[str, Any]) -> dict[str, Tensor
 
 def can_be_encrypted(program: Program) -> bool:
     """Whether `ckks` offers every operation of a program."""
-    return program.needs() <= set(find("ckks").offers)
+    return program.needs() <= set(find("ckks").supported_operations)
 
 
 def circuit_for(compiled: Weighted) -> Chosen:

@@ -40,7 +40,7 @@ from .registry import DEFAULT, deployed, find, served, served_with
 from .transport.frames import PRINTABLE
 
 Role = Literal["server", "client", "dealer", "helper"]
-UseSpool = Literal["auto", "only", "off"]
+UseStore = Literal["auto", "only", "off"]
 
 
 class ConfigError(BlindformerError):
@@ -183,15 +183,15 @@ class ServerSection(ServiceSection):
     """Where it computes: cpu, cuda, or one of several GPUs, such as cuda:1."""
     adapters: dict[str, Folder] = {}  # by name, those that were compiled elsewhere: their server's parts
     listen: Listening = Address("127.0.0.1", 7443)
-    spool: Folder | None = None
+    store: Folder | None = None
     """The folder of the preprocessing store (default: none)."""
-    spool_gb: float = Field(default=20.0, gt=0, le=1e6, allow_inf_nan=False)
-    """Gigabytes that the spool may take; `share` of it is for one certificate."""
-    spool_days: float = Field(default=30.0, gt=0, le=36500, allow_inf_nan=False)
+    store_gb: float = Field(default=20.0, gt=0, le=1e6, allow_inf_nan=False)
+    """Gigabytes that the store may take; `share` of it is for one certificate."""
+    store_days: float = Field(default=30.0, gt=0, le=36500, allow_inf_nan=False)
     """Days after which unused correlations go, once others are to be stored: their client may have lost its part."""
     database: str | None = None
-    """The Postgres database that servers share, postgresql://HOST/NAME, with the ledger of their spool and the
-    count of queries (default: files in spool and state)."""
+    """The Postgres database that servers share, postgresql://HOST/NAME, with the ledger of their store and the
+    count of queries (default: files in store and state)."""
     queries_each: int | None = Field(default=None, ge=1, le=10**12)
     """Texts that may be asked with one certificate's name in a period (default: any number)."""
     queries_period: float = Field(default=86400.0, gt=0, le=315360000, allow_inf_nan=False)
@@ -227,7 +227,7 @@ class HelperSection(ServiceSection):
     """Where it computes: cpu, cuda, or one of several GPUs, such as cuda:1."""
     adapters: dict[str, Folder] = {}  # as of the server
     listen: Listening = Address("127.0.0.1", 7445)
-    spool: Folder | None = None
+    store: Folder | None = None
     cache: Folder = Path("~/.cache/blindformer")
     """The folder that the server's masked weights are kept in."""
 
@@ -243,9 +243,9 @@ class ClientSection(_Section):
     passes of a conversation to a multiple of 16 after each answer."""
     memory: str = ""
     """Memory for layers of a public model that the client computes itself, such as 200MB (default: none)."""
-    spool: Folder | None = None
+    store: Folder | None = None
     """The folder of the preprocessing store (default: the file's, else none)."""
-    use_spool: UseSpool = "auto"
+    use_store: UseStore = "auto"
     """What is used: those of the folder first, then live ones (auto); no others (only); live ones (off)."""
     cache: Folder = Path("~/.cache/blindformer")
     """The folder that the masked weights of known models are kept in."""

@@ -4,8 +4,8 @@
     HEX, HEX.json         masked weights of servers (session/weight_transfer.py)
 
 Only these are removed, by their names, and never what a link leads to. All else in the folder is somebody's: data sets,
-or a spool, if a configuration puts it there. A spool's ledger remembers which masks were used: an old copy of the other
-party's spool, without it, could use them twice.
+or a store, if a configuration puts it there. A store's ledger remembers which masks were used: an old copy of the other
+party's store, without it, could use them twice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..models.cached import COMPILED, KnownModel, compiled_models, is_found_agai
 from ..models.loading.huggingface import LoadError
 from ..models.loading.load import locate
 from ..models.loading.packaged import PACKAGED
-from .session.spool import SPOOL_FILES
+from .session.preprocessing_store import STORE_FILES
 from .session.weight_transfer import MaskedModel, masked_files, masked_models
 
 UNFINISHED_SECONDS = 86400.0  # an older unfinished file has no writer any more
@@ -189,7 +189,7 @@ def _foreign(item: Removable) -> list[Path]:
     return [
         file
         for file in files_below(path for path in item.paths if path.is_dir())
-        if file.name in SPOOL_FILES or (file.suffix in _FOREIGN and file.name != SECRET)
+        if file.name in STORE_FILES or (file.suffix in _FOREIGN and file.name != SECRET)
     ][:1]
 
 

@@ -15,7 +15,7 @@ COMMANDS = {
     "inspect": "is called models show now",
     "rm": "is called models rm now",
     "prune": "is called models prune now",
-    "spool": "is part of precompute now: blindformer precompute --spool FOLDER",
+    "spool": "is part of precompute now: blindformer precompute --store FOLDER",
     "env": "is part of doctor now: blindformer doctor --env",
     "party": "is part of serve now: blindformer serve --party NAME",
     "sentinels": "is part of query now: blindformer query FOLDER --file TEXTS --write-known FILE",
@@ -24,6 +24,9 @@ COMMANDS = {
 KEYS = {
     **dict.fromkeys(("crypten.ahead", "crypten.ahead_gb", "crypten.ahead_first"), _AHEAD),
     **dict.fromkeys(("server.replicas", "dealer.replicas"), _SERVICES),
+    **{f"{section}.spool": "is called store now" for section in ("server", "helper", "client")},
+    **{f"server.spool_{unit}": f"is called store_{unit} now" for unit in ("gb", "days")},
+    "client.use_spool": "is called use_store now",
     **dict.fromkeys(("parties.server.replicas_at", "parties.dealer.replicas_at"), _PLACES),
 }
 
@@ -84,6 +87,7 @@ _ROWS: list[tuple[str, dict[str, str]]] = [
     ("run query chat precompute", {"--client-memory": key("memory in [client]")}),
     ("query chat", {"--helper": _HELPER}),
     ("query", {"--sentinels": "is called --canaries now"}),
+    ("query precompute", {"--spool": "is called --store now"}),
     ("doctor", {
         "--helper": _HELPER, "--audits": key("audits in [session]"), "--listen": key("listen in the party's section")
     }),

@@ -35,22 +35,22 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Offer:
+class ProtocolInfo:
     """A protocol module's `PROTOCOL`: its name, its parties, and in one line who learns what.
 
-    exact      whether its integers are those of `clear`, but for the rounding of a rescale
-    computes   the operations that it has an implementation of, found when they are asked for
+    exact             whether its integers are those of `clear`, but for the rounding of a rescale
+    list_operations   the operations that it has an implementation of, found when they are asked for
     """
 
     name: str
     parties: str
     security: str
     exact: bool
-    computes: Callable[[], Collection[str]]
+    list_operations: Callable[[], Collection[str]]
 
     @property
-    def offers(self) -> frozenset[str]:
-        return frozenset(self.computes())
+    def supported_operations(self) -> frozenset[str]:
+        return frozenset(self.list_operations())
 
 
 @cache
@@ -65,7 +65,7 @@ def _is_protocol(module: str) -> bool:
     return bool(spec and spec.origin and "\nPROTOCOL = " in Path(spec.origin).read_text())
 
 
-def find(name: str) -> Offer:
+def find(name: str) -> ProtocolInfo:
     """The protocol called `name`; imported only now, so that one protocol's libraries never burden another."""
     if name not in available():
         raise BlindformerError(f"protocol {name}: not known; choose one of {', '.join(available())}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .base import Offer
+from .base import ProtocolInfo
 from .devices import META
 from .operations import operations
 from .operations.operation import RESULT, SOURCE, Attributes
@@ -15,12 +15,12 @@ from .ring import sign_extend
 from .rounds import Step
 from .states import KeptStates, RunStates
 
-PROTOCOL = Offer(
+PROTOCOL = ProtocolInfo(
     "clear",
     parties="one process",
     security="none: the reference that other protocols are compared with",
     exact=True,
-    computes=operations,
+    list_operations=operations,
 )
 
 

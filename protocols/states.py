@@ -11,7 +11,7 @@ run will read them are dropped. What it keeps itself is for those whose engines 
 of its own instructions does not matter. Offline and online phases are in the order of the runs, each by itself.
 
 A state that is kept `whole` is one run's alone: what it keeps takes the place of what was there, and is not forgotten
-with the rows of others. Such is what a decoder reads of the text or sound that an encoder has read. Those that are
+with the rows of others. Such is what a decoder reads of the text or audio that an encoder has read. Those that are
 prepared have numbers, since masks of one that was then never kept would fit another by their shape.
 """
 

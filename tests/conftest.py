@@ -79,7 +79,7 @@ SLOW = (
     "parties/client/test_talk_faults.py",
     "parties/gateway/test_page.py",
     "parties/service/encrypted/test_digits.py",
-    "parties/session/spool/test_agree.py::test_two_replicas_of_one_store_use_nothing_twice",
+    "parties/session/store/test_agree.py::test_two_replicas_of_one_store_use_nothing_twice",
     "parties/session/test_tensors.py",
     "parties/test_adapters.py::test_a_model_that_writes",
     "parties/test_adapters.py::test_two_voices",

@@ -1,5 +1,5 @@
 """Adapters beside their base in a compiled folder: PART/adapters/NAME is a part like PART, of the base with the adapter
-on. Tensors that both have, such as open weights, are one in memory."""
+on. Tensors that both have, such as public weights, are one in memory."""
 
 from __future__ import annotations
 

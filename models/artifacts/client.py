@@ -1,4 +1,4 @@
-"""The client's part: what turns a text, an image or a sound into a query, and a query's result into an answer."""
+"""The client's part: what turns a text, an image or a recording into a query, and a query's result into an answer."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class ClientLength(CompiledLength):
 
     @property
     def texts(self) -> int:
-        """Texts, images or sounds of one query."""
+        """Texts, images or recordings of one query."""
         return texts_of(self.program)
 
     @property
     def samples(self) -> int:
-        """Of a sound that it takes as samples; 0 of anything else."""
+        """Of a recording that it takes as samples; 0 of anything else."""
         shape = self.program.inputs.get("input_values", ())
         return shape[-1] if len(shape) == 2 else 0
 
@@ -60,8 +60,8 @@ class ClientLength(CompiledLength):
 class Question:
     """A text, a pair of texts or an image, `item`, ready to be asked: `length` and `inputs` [1, ...] are the model's,
     `part` has the program. `left_out`: tokens that were cut off, as `truncate` says; `tokens`: those that are left. No
-    other party learns of either. `more`: the pieces of a sound, or the windows of a text, after the first; `window`:
-    which one it is."""
+    other party learns of either. `more`: the pieces of a recording, or the windows of a text, after the first;
+    `window`: which one it is."""
 
     length: int
     part: ClientLength
@@ -119,7 +119,7 @@ class ClientPart(CompiledPart[ClientLength]):
 
     @property
     def writes(self) -> bool:
-        """Whether what it answers in passes is a text about one text or sound."""
+        """Whether what it answers in passes is a text about one text or audio."""
         return self.task.writes and self.in_passes
 
     @property
@@ -146,7 +146,7 @@ class ClientPart(CompiledPart[ClientLength]):
 
     @property
     def source_lengths(self) -> dict[int, str]:
-        """Of a model that writes: the parts of its program that read a text or a sound, by what this is padded to."""
+        """Of a generative model: the parts of its program that read a text or a recording, by their padded length."""
         from ..generation.parts import source_parts
 
         return source_parts(self.for_length().program.parts)
@@ -226,7 +226,7 @@ class ClientPart(CompiledPart[ClientLength]):
         return taken
 
     def source_of(self, length: int) -> str:
-        """The part that reads what is padded to a length; sounds have one. Errors: ArtifactError."""
+        """The part that reads what is padded to a length; recordings have one. Errors: ArtifactError."""
         if self.task.medium is not None:
             return next(iter(self.source_lengths.values()))
         return only(self.source_lengths, length, self.folder)
@@ -252,7 +252,7 @@ class ClientPart(CompiledPart[ClientLength]):
 
 def load_client(folder: str | Path, computing: bool = True, tensors: dict[str, Tensor] | None = None) -> ClientPart:
     """The client's part of a compiled folder, DIR or DIR/client. `computing`: False for a client that only splits its
-    values and adds answers: it reads no open weights. `tensors`: as of StoredTensors.
+    values and adds answers: it reads no public weights. `tensors`: as of StoredTensors.
 
     Errors: ArtifactError, ProgramError.
     """

@@ -55,7 +55,7 @@ class Tensors:
 class StoredTensors:
     """All tensors of a part, by digest; they are mapped, so what nobody reads takes no memory. Errors: ArtifactError.
 
-    computing   whether its party multiplies by the open weights; one that does not has the other constants alone
+    computing   whether its party multiplies by the public weights; one that does not has the other constants alone
     tensors     of other parts, by digest: what this part has, too, is read once, and the others are added. Parts need
                 not trust each other: only tensors whose content has the digest get there
     """

@@ -39,7 +39,7 @@ def delegate_folder(
 
     plan      "faithful": rings of 32 bits; "fast": of 24, a quarter less traffic (default: "faithful")
     system    what every conversation with a language model begins with (default: the model's own)
-    seconds   of sound that a model of speech hears at once (default: 5, or what the model hears)
+    seconds   of audio that a model of speech hears at once (default: 5, or what the model hears)
     head      the model's last part is private, and becomes a private session (head.py), calibrated on `calibration`, of
               which `lengths` say what texts are padded to: both as of `compile_folder`
 

@@ -26,7 +26,7 @@ from ..compile import Compiled, Progress, compile, part_of
 from ..loading.heads import SentenceEncoder, save_model
 from ..loading.huggingface import huggingface
 from ..loading.load import Loaded
-from ..open_weights import PRIVATE
+from ..weight_owners import PRIVATE
 from .sequences import DelegationError
 
 Ask = Callable[[dict[str, Tensor]], Tensor | None]

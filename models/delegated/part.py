@@ -20,7 +20,7 @@ from ..generation.chat import Chat
 from ..generation.conversation import Conversation
 from ..generation.decoder import causal_model
 from ..generation.encoder_decoder import chat_of
-from ..loading.calibration_sounds import calibration_sounds
+from ..loading.calibration_recordings import calibration_recordings
 from ..loading.huggingface import InputError
 from ..loading.load import BUCKETS, Loaded
 from ..loading.speech import windowed
@@ -116,7 +116,7 @@ class DelegatedPart(ClientPart):
             return [DelegatedRows(self.runner, lambda run: None, self.room).sequence(length or 1)]
         by_token, medium = self.writes and length == 1, self.task.medium
         if medium is not None and length is not None and not by_token:
-            raise InputError(f"{self.name}: takes {medium.word}s, which have no lengths; leave --length out")
+            raise InputError(f"{self.name}: takes {medium.plural}, which have no lengths; leave --length out")
         if medium is None and length is None:
             raise InputError(f"{self.name}: takes texts of any length; give one that they are padded to (--length)")
         size = min(self.lengths) if by_token else length
@@ -161,7 +161,7 @@ def delegated_part(
     write: Callable[[int, Tensor], Tensor] = lambda number, integers: integers,
 ) -> DelegatedPart:
     """The client's part of a loaded model. `model`: prepared before (default: it is prepared now). `system`: what every
-    conversation begins with; `seconds`: of sound that a model of speech hears at once; `plan`: "faithful" or "fast";
+    conversation begins with; `seconds`: of audio that a model of speech hears at once; `plan`: "faithful" or "fast";
     `memory`: bytes of layers that the client computes by itself; `write`: as of `prepare`. What lies in the model's
     files is read once: the client's own parameters stay in memory.
 
@@ -240,9 +240,9 @@ def example_inputs(loaded: Loaded, length: int = 16) -> dict[str, Any]:
 
 
 def typical_items(task: Task) -> list[Any]:
-    """Two images, or two sounds, of different sizes."""
+    """Two images, or two recordings, of different sizes."""
     if task.kind == "image":
         from PIL import Image
 
         return [Image.new("RGB", size, (90, 120, 150)) for size in ((64, 64), (96, 64))]
-    return [calibration_sounds(seconds, task.ear.sampling_rate, 1)[0] for seconds in (1, 2)]
+    return [calibration_recordings(seconds, task.ear.sampling_rate, 1)[0] for seconds in (1, 2)]

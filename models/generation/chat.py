@@ -15,8 +15,8 @@ from ..compile import Compiled, Progress
 from ..loading.calibration_texts import TEXTS
 from ..loading.huggingface import FILES_ALONE, huggingface
 from ..loading.load import Loaded
-from ..open_weights import Weights
 from ..program.program import Program, ProgramError
+from ..weight_owners import Weights
 from .decoder import Decoder, GenerationError, attention_kept, causal_model, sink
 from .parts import SIZES, compile_decoder
 

@@ -28,7 +28,7 @@ class Completion:
     """`prefill_s`, `seconds`: from the question to the first token, and to the end. `passes`: through the model;
     `prompt_passes`: to the first token; `drafts_accepted`: tokens that came without a pass of their own. `retried`: why
     a session was lost, if one was: what was said was read again in another. `language`: that a model of speech in many
-    languages heard, or was told ("en"); of pieces of one sound, the first's."""
+    languages heard, or was told ("en"); of pieces of one recording, the first's."""
 
     text: str
     tokens: list[int] = field(repr=False)
@@ -44,7 +44,7 @@ class Completion:
 
 
 def joined(replies: Sequence[Completion]) -> Completion:
-    """The texts about pieces of one sound as one."""
+    """The texts about pieces of one recording as one."""
     if len(replies) == 1:
         return replies[0]
     counts = ("prompt_tokens", "seconds", "passes", "drafts_accepted")
@@ -93,7 +93,7 @@ class Conversation:
             lambda prompt, some: next(iter(some)), **chosen
         )  # an error comes before the source is read
         self.rows.read_source(part, inputs)
-        prompt = self.chat.prompt_for(self.decoder.likeliest, **chosen)
+        prompt = self.chat.prompt_for(self.decoder.most_likely, **chosen)
         reply = self.answer(prompt, on_text, **options)
         read, seconds = self.rows.passes - before - reply.passes, time.perf_counter() - started - reply.seconds
         return replace(

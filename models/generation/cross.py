@@ -29,7 +29,7 @@ class CrossDecoder(Decoder):
     start    id of the token that an answer begins with
     Its forward takes either a source
         input_ids, attention_mask    of a text, [1, S]; or
-        input_features               of a sound
+        input_features               of a recording
     and gives source_key_0, source_value_0, ... [1, heads, S, features]; or what a Decoder takes, and
         source_key_0, ...            rows of a source, then any others
         attention_mask               [1, S]: 1 where the source has something; none where it is never padded

@@ -19,7 +19,7 @@ from ..lowering.lower import Inputs
 if TYPE_CHECKING:
     from ..loading.load import Loaded
 
-# Gumbel noise: the likeliest token of scores plus noise is a token drawn by these scores.
+# Gumbel noise: the most likely token of scores plus noise is a token drawn by these scores.
 #
 # The client draws the noise and shares it as its own input, so that a token can be drawn on secrets. A place has the
 # same noise whatever passes come to it, so a seed draws the same again, with drafts and without. A place that is read
@@ -48,7 +48,7 @@ def _of_place(seed: int, place: int, words: int) -> Tensor:
     return -drawn.clamp(min=1e-12).log().float()
 
 
-REVEALED = ("scores", "token")  # of each token's successor: scores of all words, or the likeliest word
+REVEALED = ("scores", "token")  # of each token's successor: scores of all words, or the most likely word
 KV_LENGTH = "rows"  # the public input of a pass: how many rows the KV cache holds
 ATTENTION = "grouped"  # the name under which transformers knows the function below
 
@@ -110,7 +110,7 @@ class Decoder(nn.Module):
     and gives what is revealed of each token, by its name, and new rows by the names of `past`:
         hidden      [1, n, features] the last hidden states, whose product with the table of embeddings is the logits
         logits      [1, n, words], where the head or the embedding is not that table, released to the client
-        token       [1, n] the likeliest, and no score (reveal="token")
+        token       [1, n] the most likely, and no score (reveal="token")
     """
 
     at_end = False

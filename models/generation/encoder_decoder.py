@@ -1,4 +1,4 @@
-"""An encoder-decoder model with what feeds it, compiled to read a text or a sound and to write about it."""
+"""An encoder-decoder model with what feeds it, compiled to read a text or a recording and to write about it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..compile import Compiled, Progress
 from ..loading.calibration_texts import calibration_texts
 from ..loading.huggingface import huggingface
 from ..loading.load import Loaded
-from ..open_weights import Weights
+from ..weight_owners import Weights
 from .chat import table_of
 from .cross import CrossDecoder
 from .decoder import GenerationError, attention_kept
@@ -48,12 +48,12 @@ def compile_seq2seq(
     calibration: Sequence[Any] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Compiled, Seq2Seq]:
-    """Compile an encoder-decoder model to read a text or a sound, and to write an answer token by token.
+    """Compile an encoder-decoder model to read a text or a recording, and to write an answer token by token.
 
     lengths     tokens that texts are padded to, each to the least that fits (default: those of 32, 64, 128 that the
-                model takes). A model of sounds has one, its own
+                model takes). A model of recordings has one, its own
     slots       the most tokens of an answer (default: 128, or what the model takes)
-    calibration  typical texts (default: built-in ones), or sounds. Never a user's
+    calibration  typical texts (default: built-in ones), or recordings. Never a user's
     reveal, embedding, weights, progress    as of `compile_chat`
 
     Errors: GenerationError, and those of `compile`.
@@ -102,7 +102,7 @@ def chat_of(loaded: Loaded) -> Seq2Seq:
 
 
 def _check_of_tokens(name: str, defaults: Any) -> None:
-    """Errors: GenerationError for a model whose own answers depend on more than the likeliest word."""
+    """Errors: GenerationError for a model whose own answers depend on more than the most likely word."""
     for option, neutral in _OF_SCORES.items():
         if (value := getattr(defaults, option, None)) is not None and value != neutral:
             raise GenerationError(
@@ -124,9 +124,9 @@ def _sources(
     loaded: Loaded, lengths: Sequence[int] | None, given: Sequence[Any] | None
 ) -> dict[int, list[dict[str, Tensor]]]:
     """What the encoder takes of typical items, by what they are padded to. Errors: LoadError, InputError."""
-    sounds = loaded.task.medium is not None
-    inputs = typical_inputs(loaded, lengths, given or (None if sounds else calibration_texts(_SOURCES)))
-    return {files[0]["input_features"].shape[-1]: files for files in inputs.values()} if sounds else inputs
+    recordings = loaded.task.medium is not None
+    inputs = typical_inputs(loaded, lengths, given or (None if recordings else calibration_texts(_SOURCES)))
+    return {files[0]["input_features"].shape[-1]: files for files in inputs.values()} if recordings else inputs
 
 
 def _answer(model: Any, source: Mapping[str, Tensor], chat: Seq2Seq, count: int) -> Tensor:
@@ -134,6 +134,6 @@ def _answer(model: Any, source: Mapping[str, Tensor], chat: Seq2Seq, count: int)
     ids = chat.prompt_for(lambda prompt, some: next(iter(some)))
     more = max(count - len(ids), 1)
     options = {"decoder_input_ids": torch.tensor([ids]), "max_new_tokens": more, "min_new_tokens": more}
-    generation: Any = GenerationMixin  # models of speech have a `generate` of their own, for sounds of any length
+    generation: Any = GenerationMixin  # models of speech have a `generate` of their own, for recordings of any length
     with torch.no_grad(), huggingface():
         return generation.generate(model, **source, **options, generation_config=chat.defaults)[0]

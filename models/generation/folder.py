@@ -17,7 +17,7 @@ from ..compile import Logged, Progress, part_of
 from ..loading.huggingface import LoadError
 from ..loading.load import KINDS, Loaded, load, locate
 from ..loading.speech import windowed
-from ..open_weights import PUBLIC, Weights
+from ..weight_owners import PUBLIC, Weights
 from .chat import SLOTS, compile_chat
 from .decoder import GenerationError
 from .encoder_decoder import compile_seq2seq
@@ -58,9 +58,9 @@ def compile_seq2seq_folder(
     progress: Progress | None = None,
     **options: Any,
 ) -> Path:
-    """The same of an encoder-decoder model, to read a text or a sound and to write about it.
+    """The same of an encoder-decoder model, to read a text or a recording and to write about it.
 
-    seconds    of sound that are heard at once (default: 5, or what the model hears)
+    seconds    of audio that are heard at once (default: 5, or what the model hears)
     options    as of `compile_seq2seq`
 
     Errors: as `compile_chat_folder`.
@@ -175,7 +175,7 @@ def found_or_compiled_as_it_is(
         if taken.task.writes and taken.kind != "speech":
             raise LoadError(f"{model}: writes about a text, which the gateway has no route for; use run or query")
         if taken.task.medium is not None and not taken.task.writes:
-            raise LoadError(f"{model}: takes {taken.task.medium.word}s; give a model of texts")
+            raise LoadError(f"{model}: takes {taken.task.medium.plural}; give a model of texts")
         write = partial(compile_seq2seq_folder if taken.task.writes else compile_folder, plan=plan, **options)
         return compile_beside(model, taken, adapters or {}, folder, write, progress)
 

@@ -19,17 +19,17 @@ _SPACE = "\u2581"
 @dataclass(frozen=True)
 class TokenLogprob:
     """`logprob`: the natural logarithm of the token's probability; None of a text's first token, which is given.
-    `likeliest`: the likeliest tokens of this place with theirs, the likeliest first."""
+    `most_likely`: the most likely tokens of this place with theirs, the most likely first."""
 
     token: int
     logprob: float | None = None
-    likeliest: tuple[tuple[int, float], ...] = ()
+    most_likely: tuple[tuple[int, float], ...] = ()
 
 
 class Logprobs:
     """Those of one answer, as it comes: `tokens` grows before its text is told. `prompt_tokens`: the first of them.
 
-    top    how many of the likeliest tokens of each place
+    top    how many of the most likely tokens of each place
     echo   the prompt's tokens, too, without the prefix: the whole prompt is read anew for it
     """
 
@@ -68,8 +68,8 @@ class Logprobs:
         assert self._rows is not None
         row = self._rows[place - 1 - self._first]
         best = row.topk(min(self.top, len(row)))
-        likeliest = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return TokenLogprob(token, float(row[token]), tuple(likeliest))
+        most_likely = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return TokenLogprob(token, float(row[token]), tuple(most_likely))
 
 
 class Spelling:

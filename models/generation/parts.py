@@ -15,8 +15,8 @@ from ...approximations.registry import find
 from ..compile import CALIBRATED, Compiled, Progress, compile, part_of
 from ..loading.accepted import TRACING
 from ..lowering.export import Traces
-from ..open_weights import Weights
 from ..program.program import Instruction, Program
+from ..weight_owners import Weights
 from .decoder import KV_LENGTH, Decoder, GenerationError, conversation
 
 if TYPE_CHECKING:  # a party has no need of transformers

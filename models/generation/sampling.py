@@ -126,7 +126,7 @@ class PrivateDecoder(PreTrainedModel, GenerationMixin):
         self.drafts = PayingDrafts(drafter, self.rows, self.draft_times, always=bool(generation_config.do_sample))
         return self.drafts
 
-    def likeliest(self, ids: Sequence[int], tokens: Iterable[int]) -> int:
+    def most_likely(self, ids: Sequence[int], tokens: Iterable[int]) -> int:
         """Of some tokens, the one that comes after others, which are read."""
         some = list(tokens)
         logits = self(torch.tensor([ids[len(self.rows.ids) :]]), logits_to_keep=1).logits[0, -1]

@@ -1,4 +1,4 @@
-"""What the client of an encoder-decoder model keeps: how an answer to a text or a sound begins."""
+"""What the client of an encoder-decoder model keeps: how an answer to a text or a recording begins."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Seq2Seq(Chat):
         """A text as the model reads it."""
         return self.before.get(task, "") + item if isinstance(item, str) else item
 
-    def prompt_for(self, likeliest: Callable[[list[int], Iterable[int]], int], **options: Any) -> list[int]:
+    def prompt_for(self, most_likely: Callable[[list[int], Iterable[int]], int], **options: Any) -> list[int]:
         """Ids that an answer begins with. Of a model of speech in many languages, `language` ("en"; default: the
-        likeliest) and `task` ("transcribe" or "translate", into English) are in them.
+        most_likely) and `task` ("transcribe" or "translate", into English) are in them.
 
-        likeliest   of some tokens, the one that comes after others
+        most_likely   of some tokens, the one that comes after others
 
         Errors: GenerationError.
         """
@@ -38,7 +38,9 @@ class Seq2Seq(Chat):
             raise GenerationError(f"{name}: is not an option of this model; leave it out")
         prompt = list(self.start)
         if languages:
-            chosen = likeliest(prompt, languages.values()) if language is None else _of(languages, language, "language")
+            chosen = (
+                most_likely(prompt, languages.values()) if language is None else _of(languages, language, "language")
+            )
             prompt += [chosen, _of(tasks, task or "transcribe", "task")]
         untimed = getattr(self.defaults, "no_timestamps_token_id", None)
         return prompt if untimed is None else [*prompt, untimed]

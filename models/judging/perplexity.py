@@ -33,7 +33,7 @@ class TextScore:
     count       places at which a next token was predicted
     perplexity  exp of the mean negative log-likelihood of the text's own tokens
     float32     the float32 model's perplexity at the same places; `ratio`: the first over the second
-    agreement   by the name of another row: how often the likeliest token is the same, over the places of both
+    agreement   by the name of another row: how often the most likely token is the same, over the places of both
     kl          mean divergence of the distributions from float32's, in nats
     seconds     of one token, on average, waiting included
     refused     tokens of windows that the client would not take, as a value lay far outside the calibrated range
@@ -59,7 +59,7 @@ class PlacedTokens:
     """What one way of computing predicted, by place of the text. `loss`: negative log-likelihood of the text's own next
     token; `divergence`: from float32, in nats; `seconds`: of what was read; `refused`: tokens."""
 
-    likeliest: dict[int, int] = field(default_factory=dict)
+    most_likely: dict[int, int] = field(default_factory=dict)
     loss: dict[int, float] = field(default_factory=dict)
     divergence: list[float] = field(default_factory=list)
     seconds: float = 0.0
@@ -70,7 +70,7 @@ class PlacedTokens:
         losses = -logits.double().log_softmax(-1)[torch.arange(len(logits)), window.following]
         places = range(start, start + len(window.ids))
         self.loss.update(zip(places, losses.tolist(), strict=True))
-        self.likeliest.update(zip(places, logits.argmax(-1).tolist(), strict=True))
+        self.most_likely.update(zip(places, logits.argmax(-1).tolist(), strict=True))
         self.divergence += compared(logits, wanted)[1].tolist()
 
     def perplexity(self, places: Sequence[int]) -> float:
@@ -90,7 +90,7 @@ def windows(ids: Sequence[int], size: int, most: int | None = None) -> list[Wind
 
 
 def compared(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """[places, words] both -> [places]: whether the likeliest token is the same, and the KL divergence in nats."""
+    """[places, words] both -> [places]: whether the most likely token is the same, and the KL divergence in nats."""
     ours, theirs = logits.double().log_softmax(-1), wanted.double().log_softmax(-1)
     return logits.argmax(-1) == wanted.argmax(-1), (theirs.exp() * (theirs - ours)).sum(-1)
 
@@ -98,7 +98,7 @@ def compared(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 def text_score(
     name: str, protocol: str, scored: PlacedTokens, float32: PlacedTokens, others: dict[str, PlacedTokens]
 ) -> TextScore:
-    """`others`: rows to compare the likeliest tokens with."""
+    """`others`: rows to compare the most likely tokens with."""
     places = list(scored.loss)
     own, exact = scored.perplexity(places), float32.perplexity(places)
     return TextScore(
@@ -116,5 +116,5 @@ def text_score(
 
 
 def _agreement(ours: PlacedTokens, theirs: PlacedTokens) -> Interval:
-    both = ours.likeliest.keys() & theirs.likeliest.keys()
-    return wilson(sum(ours.likeliest[place] == theirs.likeliest[place] for place in both), len(both))
+    both = ours.most_likely.keys() & theirs.most_likely.keys()
+    return wilson(sum(ours.most_likely[place] == theirs.most_likely[place] for place in both), len(both))

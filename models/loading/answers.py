@@ -62,13 +62,13 @@ def read_answer(
 ) -> Any:
     """An answer (float outputs by name, of one text or image) in the terms of the task.
 
-    classifier, image, sound   [{"label", "score"}], the likeliest first; `top_k`: how many (None: all)
+    classifier, image, audio   [{"label", "score"}], the most likely first; `top_k`: how many (None: all)
     sentence            one list of floats of length one (Euclidean)
     encoder             last_hidden_state as nested lists [1, tokens, hidden], without the padding's rows; or
                         {"text_embeds" or "image_embeds": one list of floats}
-    causal, masked      [{"score", "token", "token_str"}], the likeliest first; of a mask with "sequence"
+    causal, masked      [{"score", "token", "token_str"}], the most likely first; of a mask with "sequence"
     tokens              [{"entity", "score", "index", "word", "start", "end"}], without tokens labelled O
-    span                [{"score", "start", "end", "answer"}], the likeliest first (None: one). Needs `item`
+    span                [{"score", "start", "end", "answer"}], the most likely first (None: one). Needs `item`
     anything else       nested lists by output name
 
     `item`: the text, or pair of texts, that the inputs were made of; `truncate`: where it was cut (Task.encode_text).
@@ -110,14 +110,14 @@ def embedding(task: Task, outcome: Outcome) -> list[float]:
 
 def next_tokens(task: Task, outcome: Outcome) -> list[dict[str, Any]]:
     logits = outcome.outputs["logits"][0]
-    return _likeliest(task, logits if logits.ndim == 1 else logits[outcome.real(len(logits)) - 1], outcome.top_k)
+    return _most_likely(task, logits if logits.ndim == 1 else logits[outcome.real(len(logits)) - 1], outcome.top_k)
 
 
 def masked_tokens(task: Task, outcome: Outcome) -> list[dict[str, Any]]:
     """What may stand at the mask, each with the whole text then."""
     logits, ids = outcome.outputs["logits"][0], outcome.inputs["input_ids"][0]
     place = int((ids == task.processor.mask_token_id).int().argmax())
-    rows = _likeliest(task, logits if logits.ndim == 1 else logits[place], outcome.top_k)
+    rows = _most_likely(task, logits if logits.ndim == 1 else logits[place], outcome.top_k)
     for row in rows:
         filled = ids.clone()
         filled[place] = row["token"]
@@ -147,7 +147,7 @@ def entities(task: Task, outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def spans(task: Task, outcome: Outcome) -> Any:
-    """The likeliest answers, as pieces of the second text: whole words of it, with the places where they stand."""
+    """The most likely answers, as pieces of the second text: whole words of it, with the places where they stand."""
     ids = outcome.inputs["input_ids"][0]
     if outcome.item is None:
         return by_name(task, outcome)
@@ -181,7 +181,7 @@ class AnswerReader(NamedTuple):
 READERS = {  # by kind of model
     "classifier": AnswerReader(classes, {"logits"}),
     "image": AnswerReader(labels_or_features),
-    "sound": AnswerReader(labels_or_features),
+    "audio": AnswerReader(labels_or_features),
     "encoder": AnswerReader(features),
     "sentence": AnswerReader(embedding, {"sentence_embedding"}),
     "causal": AnswerReader(next_tokens, {"logits"}, words=True),
@@ -191,7 +191,7 @@ READERS = {  # by kind of model
 }
 
 
-def _likeliest(task: Task, logits: Tensor, top_k: int | None) -> list[dict[str, Any]]:
+def _most_likely(task: Task, logits: Tensor, top_k: int | None) -> list[dict[str, Any]]:
     scores = torch.softmax(logits.float(), -1)
     best = scores.topk(min(top_k or NEXT_TOKENS, len(scores)))
     return [

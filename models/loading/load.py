@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...approximations.plan import FILE_NAME as PLAN_FILE
 from ...approximations.plan import Plan
 from ...errors import first_line
-from ..open_weights import PRIVATE, PUBLIC, OpenWeights, Weights, open_weights
+from ..weight_owners import PRIVATE, PUBLIC, WeightOwners, Weights, weight_owners
 from .adapters import Adapter, added_to
 from .ctranslate2 import is_ctranslate2, package_folder, read_whisper
 from .heads import MaskedToken, NextToken, SentenceClassifier, SentenceEncoder, head_of, is_sentence_encoder, pooling_of
@@ -47,7 +47,7 @@ KINDS = {  # by how an architecture's name ends; any other is loaded, too, and k
     "LMHeadModel": "causal",
     "ForImageClassification": "image",
     "ForImageClassificationWithTeacher": "image",
-    "ForAudioClassification": "sound",
+    "ForAudioClassification": "audio",
     "MTModel": "translation",
     "ForConditionalGeneration": "text",
 }
@@ -77,10 +77,10 @@ class Loaded:
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
-    def weights(self, given: Weights | None = None) -> OpenWeights:
+    def weights(self, given: Weights | None = None) -> WeightOwners:
         """Owners of the parameters: an adapter's are private, others as `given` (default: a base is public)."""
         added = added_to(self.model)
-        chosen = open_weights((PUBLIC if added else PRIVATE) if given is None else given)
+        chosen = weight_owners((PUBLIC if added else PRIVATE) if given is None else given)
         return replace(chosen, private=(*chosen.private, *added))
 
     @property
@@ -324,18 +324,18 @@ def _kind(folder: Path, config: Any, pooled: bool = True) -> tuple[str, Any]:
             kind = _writing(kind, config, taken)
             return kind, cls
         if name.endswith(ending):
-            return ("sound" if hears and kind == "classifier" else kind), cls
+            return ("audio" if hears and kind == "classifier" else kind), cls
     if not name:
         return ("image" if hasattr(config, "patch_size") and not hasattr(config, "vocab_size") else "encoder"), cls
     if "decoder_input_ids" in taken or {"input_ids", "pixel_values"} <= set(taken):
         return "tensors", cls
     if hears:
-        return "sound", cls
+        return "audio", cls
     return ("encoder" if "input_ids" in taken else "image" if "pixel_values" in taken else "tensors"), cls
 
 
 def _writing(kind: str, config: Any, taken: Collection[str]) -> str:
-    """Which text an encoder-decoder model writes; tensors: it reads other things than a text or a sound, too."""
+    """Which text an encoder-decoder model writes; tensors: it reads other things than a text or a recording, too."""
     if not {"decoder_input_ids", "encoder_outputs"} <= set(taken) or "pixel_values" in taken:
         return "tensors"
     if "input_features" in taken:

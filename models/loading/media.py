@@ -1,4 +1,4 @@
-"""Models of images and of sounds: their inputs are files, which have endings, and folders of them."""
+"""Models of images and of recordings: their inputs are files, which have endings, and folders of them."""
 
 from __future__ import annotations
 
@@ -83,32 +83,32 @@ def image_of(pixels: Tensor) -> Any:
     return pillow().fromarray(pixels.numpy())
 
 
-# Sounds as a model of speech takes them: WAV files, and arrays of samples.
+# Recordings as a model of speech takes them: WAV files, and arrays of samples.
 
-SOUND_ENDINGS = (".wav",)
+AUDIO_ENDINGS = (".wav",)
 _TYPES = {1: np.dtype("u1"), 2: np.dtype("<i2"), 3: np.dtype("<i4"), 4: np.dtype("<i4")}  # by bytes of a sample
 _RATES = range(1000, 768_001)
-MOST_SAMPLES = 1 << 28  # before a sound is resampled and after: 4.6 hours at 16,000 a second, 1 GiB
+MOST_SAMPLES = 1 << 28  # before a recording is resampled and after: 4.6 hours at 16,000 a second, 1 GiB
 
 
-def open_sound(sound: Any, rate: int, most: int = MOST_SAMPLES) -> np.ndarray:
+def open_audio(audio: Any, rate: int, most: int = MOST_SAMPLES) -> np.ndarray:
     """Samples from -1 to 1, float32 [samples], of a file (its path, or its bytes in a BytesIO) or an array. `rate`: the
-    model's, in samples a second; a sound of another is resampled. `most`: samples, before that and after.
+    model's, in samples a second; a recording of another is resampled. `most`: samples, before that and after.
 
     Channels are averaged. Errors: InputError.
     """
     own_rate = rate
-    if isinstance(sound, Mapping):  # as transformers' pipelines and data sets have them
-        own_rate = sound.get("sampling_rate", rate)
+    if isinstance(audio, Mapping):  # as transformers' pipelines and data sets have them
+        own_rate = audio.get("sampling_rate", rate)
         if not isinstance(own_rate, int) or own_rate not in _RATES:
             raise InputError(f"sampling_rate {own_rate!r}: is no number of samples a second; give one such as 16000")
-        sound = sound.get("raw", sound.get("array", ()))
-    if isinstance(sound, str | Path | BytesIO):
-        return _resampled(*_samples_of_file(sound, rate, most), rate)
-    samples = np.asarray(sound, dtype=np.float32)
+        audio = audio.get("raw", audio.get("array", ()))
+    if isinstance(audio, str | Path | BytesIO):
+        return _resampled(*_samples_of_file(audio, rate, most), rate)
+    samples = np.asarray(audio, dtype=np.float32)
     if samples.ndim != 1 or not samples.size:
-        raise InputError("a sound is a WAV file's path or an array of samples [samples]; give one of these")
-    _check_length("the sound", samples.size, own_rate, rate, most)
+        raise InputError("a recording is a WAV file's path or an array of samples [samples]; give one of these")
+    _check_length("the audio", samples.size, own_rate, rate, most)
     return _resampled(samples, own_rate, rate)
 
 
@@ -119,15 +119,15 @@ def _check_length(name: object, count: int, own: int, rate: int, most: int) -> N
         raise InputError(f"{name}: {what}")
 
 
-def _samples_of_file(sound: str | Path | BytesIO, rate: int, most: int) -> tuple[np.ndarray, int]:
+def _samples_of_file(audio: str | Path | BytesIO, rate: int, most: int) -> tuple[np.ndarray, int]:
     """(samples, samples a second). Errors: InputError."""
-    name = "the sound" if isinstance(sound, BytesIO) else sound
+    name = "the audio" if isinstance(audio, BytesIO) else audio
     try:
-        with wave.open(sound if isinstance(sound, BytesIO) else str(sound), "rb") as file:
+        with wave.open(audio if isinstance(audio, BytesIO) else str(audio), "rb") as file:
             own_rate, width, channels = file.getframerate(), file.getsampwidth(), file.getnchannels()
             data = file.readframes(min(file.getnframes(), most + 1))  # a head may announce more than there is
     except FileNotFoundError:
-        raise InputError(f"{sound}: there is no such file; give a WAV file's path") from None
+        raise InputError(f"{audio}: there is no such file; give a WAV file's path") from None
     except (OSError, EOFError, wave.Error) as error:
         why = str(error) or "it ends too soon"
         raise InputError(f"{name}: is no WAV file that can be read ({why}); save it as WAV of 16 bits") from None
@@ -173,12 +173,12 @@ def _resampled(samples: np.ndarray, own: int, rate: int) -> np.ndarray:
     return resampled
 
 
-_QUIET = 0.02  # seconds: where a sound is cut, the quietest of so many
+_QUIET = 0.02  # seconds: where a recording is cut, the quietest of so many
 _LAST = 0.3  # of a piece: where it may be cut
 
 
 def pieces(samples: np.ndarray, rate: int, seconds: int) -> Iterator[np.ndarray]:
-    """A sound in pieces of at most so many seconds, each cut where it is quietest near its end: between words."""
+    """A recording in pieces of at most so many seconds, each cut where it is quietest near its end: between words."""
     most, quiet = seconds * rate, max(int(_QUIET * rate), 1)
     while len(samples) > most:
         near = samples[int(most * (1 - _LAST)) : most]
@@ -199,21 +199,26 @@ class Medium:
     task: str
     endings: Sequence[str]
 
+    @property
+    def plural(self) -> str:
+        """Images, recordings."""
+        return f"{self.one.split()[1]}s"
+
 
 MEDIA = {  # by the kind of model (Task.kind)
     "image": Medium("image", "an image", "image", IMAGE_ENDINGS),
-    "sound": Medium("sound", "a sound", "audio", SOUND_ENDINGS),
-    "speech": Medium("sound", "a sound", "automatic-speech", SOUND_ENDINGS),
+    "audio": Medium("audio", "a recording", "audio", AUDIO_ENDINGS),
+    "speech": Medium("audio", "a recording", "automatic-speech", AUDIO_ENDINGS),
 }
 
 
 def word_of_kind(kind: str) -> str:
-    """What a model of a kind (Task.kind) is asked: image, sound or text."""
+    """What a model of a kind (Task.kind) is asked: image, audio or text."""
     return MEDIA[kind].word if kind in MEDIA else "text"
 
 
 def word_of(task: str) -> str:
-    """What a task of transformers' name is asked: image, sound or text."""
+    """What a task of transformers' name is asked: image, audio or text."""
     return next((medium.word for medium in MEDIA.values() if task.startswith(f"{medium.task}-")), "text")
 
 
@@ -227,19 +232,19 @@ def media_files(kind: str, paths: Iterable[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix.lower() in medium.endings)
             if not inside:
-                raise InputError(f"{path}: holds no {medium.word}s ({', '.join(medium.endings)})")
+                raise InputError(f"{path}: holds no {medium.plural} ({', '.join(medium.endings)})")
             files += inside
         elif path.exists():
             files.append(path)
         else:
-            raise InputError(f"{path}: there is no such file; give a file or a folder of {medium.word}s")
+            raise InputError(f"{path}: there is no such file; give a file or a folder of {medium.plural}")
     return files
 
 
 # The tokenizer, image processor or feature extractor that a folder holds.
 
 # Importing one takes a second or two.
-_FACTORIES = {"image": "AutoImageProcessor", "sound": "AutoFeatureExtractor", "speech": "AutoProcessor"}
+_FACTORIES = {"image": "AutoImageProcessor", "audio": "AutoFeatureExtractor", "speech": "AutoProcessor"}
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 

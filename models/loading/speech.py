@@ -1,7 +1,7 @@
-"""Speech to text: how many seconds of sound a model hears at once.
+"""Speech to text: how many seconds of audio a model hears at once.
 
 A model of Whisper's kind hears 30 seconds, and whatever is shorter is filled up with silence. Attention pays for all of
-it, by its square: so the window is cut to what is spoken. Its positions are counted from the sound's beginning, so a
+it, by its square: so the window is cut to what is spoken. Its positions are counted from the audio's beginning, so a
 model with a shorter window has the first of them.
 """
 
@@ -32,7 +32,7 @@ def windowed(loaded: Loaded, seconds: int | None) -> Loaded:
     if encoder is None or not hasattr(ear, "chunk_length"):
         if seconds is None:
             return loaded
-        raise LoadError(f"{loaded.name}: has no window of sound that can be cut; leave seconds out")
+        raise LoadError(f"{loaded.name}: has no window of audio that can be cut; leave seconds out")
     chosen = min(SECONDS, ear.chunk_length) if seconds is None else seconds
     if not 1 <= chosen <= ear.chunk_length:
         raise LoadError(f"seconds {chosen}: {loaded.name} hears {ear.chunk_length} at once; give 1 to as many")

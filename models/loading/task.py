@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...errors import first_line
 from .huggingface import InputError
-from .media import MEDIA, Medium, open_image, open_sound, pieces, pillow
+from .media import MEDIA, Medium, open_audio, open_image, pieces, pillow
 from .truncation import OVERLAP, SIDES, WINDOWED, TextWindow, Truncation, truncation_of, word_windows
 
 Item = str | tuple[str, str] | Mapping[str, Any]
@@ -51,9 +51,9 @@ class Task:
     """What feeds a model and reads its answers.
 
     kind        sentence (pooled embedding), classifier, causal (next token), masked (the token at a mask), tokens (a
-                label for each), span (an answer in a text), image, sound, encoder (all positions); translation,
+                label for each), span (an answer in a text), image, audio, encoder (all positions); translation,
                 summary, text (of another kind) and speech: a text that is written about what was read; tensors (not
-                known, or not one text, image or sound: it can be fed tensors alone)
+                known, or not one text, image or audio: it can be fed tensors alone)
     processor   the tokenizer, the image processor or the feature extractor; None if the model came with none
     positions   the most tokens the model takes, None where there is no such limit
     scores      how logits become scores: softmax, sigmoid, or none (a regression)
@@ -93,7 +93,7 @@ class Task:
 
     @property
     def ear(self) -> Any:
-        """What makes numbers of an image or a sound."""
+        """What makes numbers of an image or a recording."""
         return getattr(self.processor, "feature_extractor", self.processor) if self.kind == "speech" else self.processor
 
     @property
@@ -207,16 +207,16 @@ class Task:
 
     def encode_file(self, item: Any, samples: int = 0) -> dict[str, Tensor]:
         """Whatever the processor makes of an image (a file, or a PIL image): pixel_values [1, channels, height, width];
-        or of a sound (a file, or samples), with silence after it up to `samples` (0: it stays as long as it is).
+        or of a recording (a file, or samples), with silence after it up to `samples` (0: it stays as long as it is).
 
         Errors: InputError.
         """
         if self.medium is None:
-            raise InputError(f"{self.name}: takes texts, not files of images or sounds")
+            raise InputError(f"{self.name}: takes texts, not files of images or recordings")
         if self.processor is None:
             if self.kind == "image":
                 pillow()  # without it, transformers loads no image processor
-            raise InputError(f"{self.name}: came without what makes numbers of {self.medium.word}s; give it tensors")
+            raise InputError(f"{self.name}: came without what makes numbers of {self.medium.plural}; give it tensors")
         if self.kind == "image":
             image = open_image(item)
             try:
@@ -224,24 +224,24 @@ class Task:
             except (TypeError, ValueError) as error:
                 raise InputError(f"image: cannot be used ({first_line(error)}); give a file or a PIL image") from None
         rate = self.ear.sampling_rate
-        sound = open_sound(item, rate)
-        if samples and len(sound) > samples:
-            long, most = (f"{count / rate:.2f} s" for count in (len(sound), samples))
-            raise InputError(f"sound lasts {long}, the model takes {most} here: cut it, or split it into several")
+        audio = open_audio(item, rate)
+        if samples and len(audio) > samples:
+            long, most = (f"{count / rate:.2f} s" for count in (len(audio), samples))
+            raise InputError(f"audio lasts {long}, the model takes {most} here: cut it, or split it into several")
         options: dict[str, Any] = {"padding": "max_length", "max_length": samples} if samples else {}
-        features = self.ear(sound, sampling_rate=rate, return_tensors="pt", **options)
+        features = self.ear(audio, sampling_rate=rate, return_tensors="pt", **options)
         return {name: value for name, value in features.items() if name != "attention_mask"}  # silence is heard
 
     def pieces(self, item: Any) -> list[Any]:
-        """A sound in pieces that a model of speech hears one by one; anything else as it is. Errors: InputError."""
+        """A recording in pieces that a model of speech hears one by one; anything else as it is. Errors: InputError."""
         most = getattr(self.ear, "chunk_length", 0) if self.kind == "speech" else 0
-        return list(pieces(open_sound(item, self.ear.sampling_rate), self.ear.sampling_rate, most)) if most else [item]
+        return list(pieces(open_audio(item, self.ear.sampling_rate), self.ear.sampling_rate, most)) if most else [item]
 
-    def samples(self, sounds: Sequence[Any]) -> int:
+    def samples(self, recordings: Sequence[Any]) -> int:
         """Of the longest of these; 0 where the processor makes all equally long. Errors: InputError."""
-        if self.kind != "sound" or not _keeps_length(self.processor):
+        if self.kind != "audio" or not _keeps_length(self.processor):
             return 0
-        return max(len(open_sound(sound, self.processor.sampling_rate)) for sound in sounds)
+        return max(len(open_audio(audio, self.processor.sampling_rate)) for audio in recordings)
 
     def _tokenizer(self) -> Any:
         if self.kind == "tensors":

@@ -97,7 +97,7 @@ class TooLong(InputError):
 #
 # classifier, sentence   the mean of the logits, or of the embeddings, weighted by the tokens of each window
 # tokens                 each token's label is that of the window in which it is farther from an end
-# span                   the likeliest of all windows, by the score that each window gives
+# span                   the most likely of all windows, by the score that each window gives
 
 
 OVERLAP = 8

@@ -126,7 +126,7 @@ def _price(key: ByHash) -> QueryPrice:
     up, down = sum(cost.up for cost in costs), sum(cost.down for cost in costs)
     dealt, passed_on = sum(cost.offline for cost in costs), sum(cost.passed_on for cost in costs)
     audits = audit_traffic(program)
-    up, down, dealt = up + audits.values, down + audits.answer, dealt + audits.card
+    up, down, dealt = up + audits.values, down + audits.answer, dealt + audits.audit_token
     operations = _layers([item.op for item in program.instructions], costs)
     return QueryPrice(
         rounds=execution.rounds + bool(program.audits),

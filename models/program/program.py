@@ -256,7 +256,7 @@ def constant_digest(integers: Tensor) -> str:
 def check_offers(program: Program, protocol: Any) -> None:
     """Refuse a program that needs what a protocol does not offer, naming the first module that needs it."""
     for item in program.instructions:
-        if item.op not in protocol.offers:
+        if item.op not in protocol.supported_operations:
             raise ProgramError(
                 f"{item.path or 'program'}: needs the operation {item.op}, which protocol {protocol.name} "
                 "does not offer; choose another plan or protocol"

@@ -64,7 +64,7 @@ class Scaled:
     states: dict[str, int] = field(default_factory=dict)  # fractional bits of what runs keep, by name
     placed: dict[int, tuple[int, int]] = field(default_factory=dict)  # id of a node -> its instruction and scale
     near: dict[str, float] = field(default_factory=dict)  # modules, with how often their values fit what holds them
-    dear: set[int] = field(default_factory=set)  # ids of nodes that are shortened, and take a message for it
+    costly: set[int] = field(default_factory=set)  # ids of nodes that are shortened, and take a message for it
 
     @property
     def sources(self) -> dict[str, dict[str, Any]]:
@@ -86,10 +86,10 @@ def place_scales(
     while True:
         scalers.append(Scaler(dict(ranges), precision, states, wide))
         result = scalers[-1].run(outputs, names)
-        if result.dear <= wide:
+        if result.costly <= wide:
             ranges.update(scalers[-1].ranges)
             return result
-        wide |= result.dear
+        wide |= result.costly
 
 
 class Scaler:
@@ -123,7 +123,7 @@ class Scaler:
         self.bounded: set[int] = set()  # instructions that cannot pass their bound where it matters
         self.short: dict[int, int] = {}  # rescales that only shorten a value, and the ids of their nodes
         self.open = False  # whether a weight is open, so that products with it take any number of bits
-        self.narrowed: set[int] = set()  # nodes that an open weight reads rescaled; a private one beside it does, too
+        self.narrowed: set[int] = set()  # nodes that a public weight reads rescaled; a private one beside it does, too
         self.matrix: set[int] = set()  # nodes whose value reaches a matrix product by rearrangement and sums alone
 
     def run(self, outputs: list[Node], names: list[str]) -> Scaled:
@@ -147,7 +147,9 @@ class Scaler:
         self.result.instructions = place_widths(self.result.instructions, self.needed)
         self.result.near = near_width(self.result.instructions, self.bounded)
         self.result.instructions = [replace(item, bound=_published(item)) for item in self.result.instructions]
-        self.result.dear = {node for number, node in self.short.items() if is_opened(self.result.instructions[number])}
+        self.result.costly = {
+            node for number, node in self.short.items() if is_opened(self.result.instructions[number])
+        }
         self.result.placed = {key: (number, self.scale[key]) for key, number in self.number.items()}
         return self.result
 

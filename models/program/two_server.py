@@ -98,11 +98,11 @@ def owner_traffic(program: Program) -> OwnerTraffic:
 @dataclass(frozen=True)
 class AuditTraffic:
     """Payload of one run of a program with audits beside its rounds and corrections: the client's masked values, the
-    server's share of the answer, which an audit has none of, and the dealer's card (parties/session/audits.py)."""
+    server's share of the answer, which an audit has none of, and the audit token (parties/session/audits.py)."""
 
     values: int
     answer: int
-    card: int
+    audit_token: int
 
 
 def audit_traffic(program: Program) -> AuditTraffic:

@@ -53,11 +53,11 @@ def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> lis
     """`needed`: per instruction, the bits its magnitude takes, sign and headroom included."""
     known = operations()
     width, compared, opened = [8] * len(instructions), [0] * len(instructions), [False] * len(instructions)
-    placed, dear, free = list(instructions), _costly_for_dealer(instructions), _local_without_dealer(instructions)
+    placed, costly, free = list(instructions), _costly_for_dealer(instructions), _local_without_dealer(instructions)
     for number in range(len(instructions) - 1, -1, -1):
         item = instructions[number]
         argument = needed.get(item.args[0], 64) if item.args else 64
-        about = {"dear": any(dear[arg] for arg in item.args[:1]), "free": any(free[arg] for arg in item.args[:1])}
+        about = {"costly": any(costly[arg] for arg in item.args[:1]), "free": any(free[arg] for arg in item.args[:1])}
         bits = Bits(width[number], needed.get(number, 64), argument, compared[number], opened=opened[number], **about)
         demand = min(64, known[item.op].demand(bits, item.attributes))
         if "ring" in item.attributes and item.attributes["bits"] + bits.compared > 64:
@@ -84,19 +84,19 @@ def place_widths(instructions: list[Instruction], needed: dict[int, int]) -> lis
 def _costly_for_dealer(instructions: list[Instruction]) -> list[bool]:
     """Of each result, whether a dealer makes many numbers for each element, or of what it is a sum of; or whether it is
     a product of larger matrices, which are as wide as it is."""
-    known, dear = operations(), []
+    known, costly = operations(), []
     for item in instructions:
         operation = known[item.op]
         moved = operation.rearranges or bool(operation.signs)
         factors = [arg for arg in item.args if known[instructions[arg].op].kind != SOURCE]
         largest = max((elements(instructions[arg].shape) for arg in factors), default=0)
         product = operation.scales == "matrix" and largest >= 2 * elements(item.shape)
-        dear.append(operation.dear or product or (moved and any(dear[arg] for arg in item.args)))
-    return dear
+        costly.append(operation.costly or product or (moved and any(costly[arg] for arg in item.args)))
+    return costly
 
 
 def _local_without_dealer(instructions: list[Instruction]) -> list[bool]:
-    """Of each result, whether each party computes it alone from products with open weights."""
+    """Of each result, whether each party computes it alone from products with public weights."""
     known, free = operations(), []
     for item in instructions:
         opened = item.op == "linear" and instructions[item.args[1]].op == "constant"

@@ -1,6 +1,6 @@
 """A job: the rows of a file, asked in pieces over several sessions at once, each answered once.
 
-A piece belongs to one asker until it is done. An answer is in the journal before the next row is asked, so the same
+A piece belongs to one client until it is done. An answer is in the journal before the next row is asked, so the same
 command resumes a job however it ended. A row whose answer was lost on the way is asked again, with fresh correlations;
 the output has one answer for each row.
 """
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ...files import whole_file
 from ...models.data.reading import TextRow, text_rows
 from ..client.canaries import CanaryReport
-from .askers import (
+from .row_clients import (
     GIVE_UP_AFTER_S,
     Answer,
     BulkError,
@@ -157,7 +157,7 @@ class BulkJob:
     encoding   of the source (default: UTF-8, or as its first bytes say)
     sessions   how many clients ask at once
     engine     "local": in threads of this process; "ray": by Ray Data, on the cluster that Ray finds, or starts here
-    patience   seconds without any answer after which an asker gives up
+    patience   seconds without any answer after which a client gives up
     progress   called with (rows answered, rows, rows a second)
     """
 
@@ -203,24 +203,24 @@ class BulkJob:
                 raise BulkError("--engine ray: its processes do not report on canary queries; use --engine local")
             size = stack.enter_context(self._begun(rows, first.client))
             self._left, self._rows, self._started = self._pieces(size), rows, started
-            pieces, askers = -(-rows // size), [first]
-            while self.engine == "local" and len(askers) < min(self.sessions, pieces):
-                askers.append(RowClient(self.make))
-                stack.callback(askers[-1].close)
+            pieces, row_clients = -(-rows // size), [first]
+            while self.engine == "local" and len(row_clients) < min(self.sessions, pieces):
+                row_clients.append(RowClient(self.make))
+                stack.callback(row_clients[-1].close)
             try:
                 if self.engine == "ray":
                     self._ask_on_ray(size, min(self.sessions, pieces))
                 else:
-                    self._ask(askers)
+                    self._ask(row_clients)
             except BulkError as error:
-                report = _report(askers)
+                report = _report(row_clients)
                 doubt = f"; canaries: {report}" if report and report.unlike and "not as known" not in str(error) else ""
                 raise BulkError(f"{error}; what was answered is kept: the same command goes on{doubt}") from None
             write_answers(self.out, self._noted(pieces), columns)
             self.journal.remove(pieces)
         seconds = time.monotonic() - started
         counts = self._done - self._failed, self._failed, self._resumed
-        return JobReport(rows, *counts, seconds, self._distrusted, _report(askers))
+        return JobReport(rows, *counts, seconds, self._distrusted, _report(row_clients))
 
     @contextmanager
     def _begun(self, rows: int, client: BaseClient) -> Iterator[int]:
@@ -270,9 +270,9 @@ class BulkJob:
             yield piece, piece * size, some
             piece += 1
 
-    def _ask(self, askers: list[RowClient]) -> None:
-        with ThreadPoolExecutor(len(askers), thread_name_prefix="blindformer bulk") as pool:
-            working = [pool.submit(self._work, asker) for asker in askers]
+    def _ask(self, row_clients: list[RowClient]) -> None:
+        with ThreadPoolExecutor(len(row_clients), thread_name_prefix="blindformer bulk") as pool:
+            working = [pool.submit(self._work, row_client) for row_client in row_clients]
             try:
                 wait(working, return_when=FIRST_EXCEPTION)
             finally:
@@ -306,9 +306,9 @@ class BulkJob:
             if not left:
                 self.journal.finish(piece, stream)
 
-    def _work(self, asker: RowClient) -> None:
+    def _work(self, row_client: RowClient) -> None:
         for piece, rows in self._unanswered():
-            self._answer(asker, piece, rows)
+            self._answer(row_client, piece, rows)
 
     def _unanswered(self) -> Iterator[tuple[int, dict[int, TextRow]]]:
         """Each piece that is not done, for this caller alone, with its rows that have no answer, by number."""
@@ -322,7 +322,7 @@ class BulkJob:
             if not self.journal.is_done(piece):
                 yield piece, {start + at: row for at, row in enumerate(rows) if start + at not in answered}
 
-    def _answer(self, asker: RowClient, piece: int, rows: dict[int, TextRow]) -> None:
+    def _answer(self, row_client: RowClient, piece: int, rows: dict[int, TextRow]) -> None:
         left: dict[int, Row] = {number: row.text for number, row in rows.items() if row.error is None}
         with self.journal.open(piece) as stream:
 
@@ -333,7 +333,7 @@ class BulkJob:
 
             for number in rows.keys() - left.keys():
                 note(number, {"error": str(rows[number].error)})
-            ask_all(asker, left, note, self.patience, self._stop)
+            ask_all(row_client, left, note, self.patience, self._stop)
             if not left:
                 self.journal.finish(piece, stream)
 
@@ -350,7 +350,9 @@ class BulkJob:
             self.progress(self._done, self._rows, rate)
 
 
-def _report(askers: Sequence[RowClient]) -> CanaryReport | None:
+def _report(row_clients: Sequence[RowClient]) -> CanaryReport | None:
     """Of all of them."""
-    reports = [asker.client.canaries.report for asker in askers if asker.client.canaries is not None]
+    reports = [
+        row_client.client.canaries.report for row_client in row_clients if row_client.client.canaries is not None
+    ]
     return sum(reports, CanaryReport()) if reports else None

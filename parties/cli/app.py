@@ -93,7 +93,7 @@ COMMANDS: dict[str, CommandEntry] = {
         "--file --field --protocol --server --dealer --certs --config --truncate --out --format",
     ),
     "precompute": CommandEntry(
-        precompute.precompute, "Serve", "compiled/client 100 --length 32 --spool spool --certs certs"
+        precompute.precompute, "Serve", "compiled/client 100 --length 32 --store store --certs certs"
     ),
     "doctor": CommandEntry(
         doctor.doctor, "Manage", "compiled/client --certs certs",

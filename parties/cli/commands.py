@@ -43,7 +43,7 @@ def named(others: Iterable[str]) -> str:
 
 
 class Rule(ABC):
-    """In an option's Annotated. `others`: options, "--spool", or values of one, "--protocol crypten"."""
+    """In an option's Annotated. `others`: options, "--store", or values of one, "--protocol crypten"."""
 
     def __init__(self, *others: str) -> None:
         self.others = others

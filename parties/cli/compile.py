@@ -216,12 +216,12 @@ def _show(inspection: Any, folder: Path, written: str) -> None:
         f"{folder}/client  {client.bytes / MB:.1f} MB: for everyone who may ask; released in it: "
         f"{', '.join(inspection.released) or 'nothing'}"
     )
-    if inspection.open_weights:
-        out.print(f"{len(inspection.open_weights)} parameters are public: every computing party holds them")
+    if inspection.public_weights:
+        out.print(f"{len(inspection.public_weights)} parameters are public: every computing party holds them")
 
 
 def _show_next(folder: Path, task: Any, files: Path, chat: bool, encrypted: bool) -> None:
-    """How to ask it. files: images or sounds that a model of those was calibrated on, or a folder of them."""
+    """How to ask it. files: images or recordings that a model of those was calibrated on, or a folder of them."""
     from ...models.loading.media import media_files
 
     protocol = ["--protocol", "ckks"] if encrypted else []

@@ -163,7 +163,11 @@ def _protocols() -> list[dict[str, Any]]:
             reason = f"not installed: {error.name} is missing"
             rows.append({"name": name, "parties": "", "security": reason, "operations": 0})
             continue
-        about = {"parties": protocol.parties, "security": protocol.security, "operations": len(protocol.offers)}
+        about = {
+            "parties": protocol.parties,
+            "security": protocol.security,
+            "operations": len(protocol.supported_operations),
+        }
         rows.append({"name": name, **about})
     return rows
 

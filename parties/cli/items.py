@@ -24,7 +24,7 @@ _NOTHING = "there is nothing to ask: give texts, `--file FILE`, or `-` and texts
 
 @dataclass(frozen=True)
 class InputItem:
-    """A text, a pair of texts, or the file of an image or a sound.
+    """A text, a pair of texts, or the file of an image or a recording.
 
     number       its place in all that is asked, from 1
     file, line   where a text was read; the line is that of reading.TableRow

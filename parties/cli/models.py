@@ -223,10 +223,10 @@ def _show(report: Any, by: str) -> None:
     ]
     out.print(table("part", "MB", "files", "written by", right=(1, 2), rows=parts))
     out.print(f"\nreleased to clients  {', '.join(report.released) or 'nothing'}")
-    if report.open_weights:
-        names = ", ".join(report.open_weights[:FIRST])
-        more = " ..." if len(report.open_weights) > FIRST else ""
-        out.print(f"open to all parties  {len(report.open_weights)} parameters: {names}{more}")
+    if report.public_weights:
+        names = ", ".join(report.public_weights[:FIRST])
+        more = " ..." if len(report.public_weights) > FIRST else ""
+        out.print(f"open to all parties  {len(report.public_weights)} parameters: {names}{more}")
     out.print(f"public               {report.public}")
     out.print(f"private              {report.private}\n")
     programs = [

@@ -200,7 +200,7 @@ Adapter = Annotated[str | None, Option(metavar="NAME", help=setting_help(ClientS
 ClientMemory = Annotated[
     str | None, Option("--client-memory", metavar="SIZE", help=setting_help(ClientSection, "memory"))
 ]
-Spool = Annotated[Path | None, Option(help=setting_help(ClientSection, "spool"))]
+Store = Annotated[Path | None, Option(help=setting_help(ClientSection, "store"))]
 Device = Annotated[str | None, Option(metavar="NAME", help=setting_help(ClientSection, "device"))]
 
 

@@ -169,7 +169,7 @@ def in_words(task: str, value: Any, labels: int = SHOWN) -> str:
 
 
 def asked(task: str, item: Any) -> dict[str, Any]:
-    """An input as a row of JSON has it: an image, a sound, a text, or a text and its pair."""
+    """An input as a row of JSON has it: an image, a recording, a text, or a text and its pair."""
     from ...models.loading.media import word_of
 
     if isinstance(item, tuple):

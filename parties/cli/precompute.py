@@ -35,7 +35,7 @@ def precompute(
     ] = None,
     sessions: Annotated[int, Option(min=1, max=256, help="Sessions at once: for several servers, or many cores.")] = 1,
     config: options.Config = None,
-    spool: options.Spool = None,
+    store: options.Store = None,
     server: options.Server = None,
     dealer: options.Dealer = None,
     adapter: options.Adapter = None,
@@ -44,10 +44,10 @@ def precompute(
 ) -> None:
     """Preprocess queries: server and client store a part each, which `blindformer query` uses first.
 
-    Without a number, show what --spool holds; it may be a server's or helper's folder.
+    Without a number, show what --store holds; it may be a server's or helper's folder.
     """
     if not words:
-        _show(config, spool, form)
+        _show(config, store, form)
         return
     folder, rest = folder_first(words, config, "precompute")
     count = _count(rest)
@@ -58,14 +58,14 @@ def precompute(
 
         own, named = dealer == LOCAL, None if dealer == LOCAL else dealer
         given = {"server": server, "dealer": named, "certificates": certs, "folder": folder}
-        given |= {"protocol": compiled_for(folder), "adapter": adapter, "spool": spool}
+        given |= {"protocol": compiled_for(folder), "adapter": adapter, "store": store}
         settings = client_settings(config, served_with("dealer"), **given)
         phases.end("load")
         report = make(settings, count, length, phases.step, sessions, own)
     padded = f" of {report.length} tokens" if report.length else ""
     what = "runs, audits among them," if settings.session.audits else "queries"
     summary = f"kept correlations for {report.kept} {what}{padded} in {report.seconds:.1f} s"
-    print_result(form, asdict(report), f"{summary}; {settings.client.spool} holds {report.left}")
+    print_result(form, asdict(report), f"{summary}; {settings.client.store} holds {report.left}")
     if report.stopped is not None:
         print(f"blindformer: {report.stopped}", file=sys.stderr)
         raise Exit(1)
@@ -78,19 +78,19 @@ def _count(words: list[str]) -> int:
     return int(words[0])
 
 
-def _show(config: Path | None, spool: Path | None, form: options.Form) -> None:
+def _show(config: Path | None, store: Path | None, form: options.Form) -> None:
     """Correlations of a folder: ready, used, skipped because the other party has them no more, or broken."""
-    from ..session.spool import Spool
+    from ..session.preprocessing_store import PreprocessingStore
 
-    settings = load_settings(config, **{"client.spool": spool})
-    folder = settings.client.spool
+    settings = load_settings(config, **{"client.store": store})
+    folder = settings.client.store
     if folder is None:
         raise BlindformerError(
-            "precompute: give a number of queries to prepare, or --spool FOLDER to see what it holds"
+            "precompute: give a number of queries to prepare, or --store FOLDER to see what it holds"
         )
-    database = settings.server.database if folder == settings.server.spool else None  # of the servers that share it
-    store = Spool(folder, database=database, must_exist=True)
-    rows, used = store.ledger.rows(), len(store.ledger.audit())
+    database = settings.server.database if folder == settings.server.store else None  # of the servers that share it
+    opened = PreprocessingStore(folder, database=database, must_exist=True)
+    rows, used = opened.ledger.rows(), len(opened.ledger.audit())
     ready = sum(row.ready for row in rows)
     cells = [
         (

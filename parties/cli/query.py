@@ -140,7 +140,7 @@ def query(
         ),
         Without("--out"),
     ] = None,
-    spool: options.Spool = None,
+    store: options.Store = None,
     keys: Annotated[
         Path | None,
         Option(help="Folder to keep secret keys in (default: new keys)."),
@@ -224,7 +224,7 @@ def query(
             adapter=adapter,
             length=chosen,
             truncate=None if truncate == "off" else truncate,
-            spool=spool,
+            store=store,
             keys=keys,
             any_ring=any_ring or None,
             canaries=None if canaries is None or known is None else (known, canaries),

@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # importing it takes seconds
 def check_top(client: BaseClient, top: int | None, name: str = "top_k") -> None:
     """Errors: ClientError where its model's answers have no rows to choose from."""
     if top is not None and not (client.part.talks or client.part.task.ranks):
-        raise ClientError(f"{name}: answers of {client.task} have no rows to choose the likeliest of; leave it out")
+        raise ClientError(f"{name}: answers of {client.task} have no rows to choose the most likely of; leave it out")
 
 
 def check_trusted(results: Mapping[int, Result], ended: BlindformerError | None = None) -> None:
@@ -300,12 +300,12 @@ class BaseClient(ABC):
 
     def __call__(self, inputs: Any = None, *, top_k: TopK = ..., truncation: Any = None, **options: Any) -> Any:
         """What the transformers pipeline of this task returns for a text, a pair of texts in a tuple, a dictionary of
-        either, an image or a sound; for a list of them a list, for an iterator or a data set an iterator.
+        either, an image or a recording; for a list of them a list, for an iterator or a data set an iterator.
 
         text-classification    [{"label", "score"}] for a text; of a list, a dictionary each. With `top_k`, a list each:
                                so many labels, or with None all
-        image-classification   the five likeliest labels (or `top_k`); of a list, a list each; so audio-classification,
-                               where None gives all
+        image-classification   the five most likely labels (or `top_k`); of a list, a list each; so
+                               audio-classification, where None gives all
         feature-extraction     nested lists [1, tokens, hidden]; of a list, a list of them
         sentence-embedding     one list of floats, of length one; of a list, a list of them
         next-token, fill-mask  [{"score", "token", "token_str"}], of a mask with "sequence"; of a list, a list each

@@ -21,13 +21,13 @@ from ...models.artifacts.layout import ADAPTERS, find_part
 from ...models.loading.truncation import Truncation
 from ...protocols.ckks.parameters import CkksError
 from ...protocols.devices import CPU, find_device
-from ..config import UseSpool
+from ..config import UseStore
 from ..launch import LOCAL, LocalOptions
 from ..registry import open_client
 from ..reports.report import Report, phases_in_words, requests_in_words, who_learned_what
 from ..session.online import Progress
+from ..session.preprocessing_store import PreprocessingStore
 from ..session.rendezvous_two import agreed_program
-from ..session.spool import Spool
 from .base import BaseClient
 from .local import LocalProtocol
 from .session import ClientError, PartyAddresses, Session, client_settings
@@ -60,13 +60,13 @@ class Client(BaseClient):
     threads        of each party that "local" starts (default: 1)
     wait           seconds to retry a server that is busy or unreachable
     cache          folder for masked weights, so that they are sent once (default: the configuration's; "local": none)
-    spool          folder of the preprocessing store; `use_spool`: "auto" (default), "only" or "off"
+    store          folder of the preprocessing store; `use_store`: "auto" (default), "only" or "off"
     progress       called with (phase, done, total)
     beside         a client of the same deployment, whose local services and tensors this one shares
 
     After a lost session, a query is repeated once with fresh correlated randomness; `Result.retried` gives the reason.
 
-    Raises ConfigError, ArtifactError; queries raise InputError, PeerError, SlotsBusy, LimitReached, SpoolError and
+    Raises ConfigError, ArtifactError; queries raise InputError, PeerError, SlotsBusy, LimitReached, StoreError and
     AnswerOutOfRange.
     """
 
@@ -92,8 +92,8 @@ class Client(BaseClient):
         threads: int | None = None,
         wait: float | None = None,
         cache: File | None = None,
-        spool: File | None = None,
-        use_spool: UseSpool | None = None,
+        store: File | None = None,
+        use_store: UseStore | None = None,
         progress: Progress | None = None,
         beside: Client | None = None,
     ) -> None:
@@ -101,7 +101,7 @@ class Client(BaseClient):
         settings = client_settings(
             config, protocol=self.protocol, server=None if local else server, dealer=dealer, helper=helper,
             topology=topology, audits=audits, folder=folder, certificates=certificates, timeout=timeout, wait=wait,
-            commitment=commitment, device=device, cache=cache, spool=spool, use_spool=use_spool, adapter=adapter,
+            commitment=commitment, device=device, cache=cache, store=store, use_store=use_store, adapter=adapter,
         )  # fmt: skip
         session = settings.session
         if find_device(settings.client.device) != CPU and session.topology != "dealer":
@@ -115,10 +115,10 @@ class Client(BaseClient):
         if threads is not None and not local:
             raise ClientError('threads: are of parties that "local" starts, and others have their own; leave it out')
         _check_addresses(settings.session.topology, dealer, helper)
-        if settings.client.use_spool == "only" and settings.client.spool is None:
-            raise ClientError('use_spool="only" needs a folder of correlations: give spool')
+        if settings.client.use_store == "only" and settings.client.store is None:
+            raise ClientError('use_store="only" needs a folder of correlations: give store')
         kept = None if local and cache is None else settings.client.cache
-        ledger = None if settings.client.spool is None else Spool(settings.client.spool)
+        ledger = None if settings.client.store is None else PreprocessingStore(settings.client.store)
         self.ends_parties = beside is None
         self.tensors = dict[str, Tensor]() if beside is None else beside.tensors  # by digest
         place = adapter_place(settings.client.folder, settings.client.adapter)
@@ -128,7 +128,7 @@ class Client(BaseClient):
         options = LocalOptions(threads=threads or 1)
         parties = PartyAddresses(settings, {} if local else None, options) if beside is None else beside.parties
         opened = partial(
-            open_session, settings, parties, part, cache=kept, spool=ledger, use_spool=settings.client.use_spool
+            open_session, settings, parties, part, cache=kept, store=ledger, use_store=settings.client.use_store
         )
         super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)
 

@@ -78,7 +78,7 @@ class Comparison:
 def encode_each(
     loaded: Loaded, items: Mapping[int, Any], length: str | int = "auto", truncate: Truncation = "off"
 ) -> tuple[int, dict[int, dict[str, Tensor]], dict[int, InputError]]:
-    """(the length that all are padded to, in tokens, of sounds in samples, 0 for images; the inputs of those that fit,
+    """(the length that all are padded to, in tokens, of recordings in samples, 0 for images; the inputs that fit,
     and why others do not, by their numbers).
 
     `length`, `truncate`: as for Loaded.length_for. Errors: LoadError.

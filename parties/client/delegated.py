@@ -22,7 +22,7 @@ from ...models.generation.conversation import Conversation
 from ...models.loading.truncation import Truncation
 from ...models.lowering.structure import tensors_of
 from ..certificates.tls_folder import client_context
-from ..config import Settings, UseSpool
+from ..config import Settings, UseStore
 from ..launch import LOCAL, LocalOptions
 from ..receipts.receipt import VouchedSession
 from ..receipts.statement import Signer
@@ -31,8 +31,8 @@ from ..session.delegated_client import DelegatingClient
 from ..session.delegation import ADVERSARY, PROTOCOL, PublicWeights
 from ..session.messages import LimitReached
 from ..session.online import Answer, OnPass, Progress, added
+from ..session.preprocessing_store import PreprocessingStore, StoreError
 from ..session.rendezvous_two import seed_dealer
-from ..session.spool import Spool, SpoolError
 from ..transport.handshake import make_hello, meet, new_session
 from .base import BaseClient
 from .local import OwnServices
@@ -148,7 +148,7 @@ class ServedSession(Session):
         return reply if heads is None else heads.completed(reply)
 
     def lost(self, error: BaseException) -> bool:
-        if isinstance(error, LimitReached | SpoolError):  # the session lives on; no other has more
+        if isinstance(error, LimitReached | StoreError):  # the session lives on; no other has more
             return False
         self.close()
         return isinstance(error, LOST)
@@ -190,7 +190,7 @@ def meet_parties(
     **options: Any,
 ) -> tuple[DelegatingClient, float]:
     """Dial server and dealer: this side's end, and the seconds that it took. `shaped`: FOR TESTS, as of beaver's.
-    `own_dealer`: this side makes corrections itself; `options`: `spool`, `use_spool` of DelegatingClient."""
+    `own_dealer`: this side makes corrections itself; `options`: `store`, `use_store` of DelegatingClient."""
     started = time.perf_counter()
     groups = part.groups  # a pass over the weights, once a process, before anybody waits
     certificates, address = parties.reached()
@@ -253,10 +253,10 @@ class DelegatedSession(OwnServices, ServedSession):
 def storing(settings: Settings, length: int | None, own_dealer: bool) -> tuple[int, list[OpenStore]]:
     """As `precompute` takes it: passes of texts of a length, or of so many tokens of a conversation. Each session
     stores those of one sequence."""
-    part, spool = part_of_client(settings), bound_spool(settings)
+    part, store = part_of_client(settings), bound_store(settings)
 
     def opened(sequence: GroupCalls, progress: Progress) -> tuple[Session, Any]:
-        options = {"spool": spool, "own_dealer": own_dealer}
+        options = {"store": store, "own_dealer": own_dealer}
         session = open_served(settings, PartyAddresses(settings), part, None, progress, **options)
         return session, partial(session.party.precompute, sequence)
 
@@ -272,9 +272,9 @@ def part_of_client(settings: Settings) -> DelegatedPart:
     return part
 
 
-def bound_spool(settings: Settings) -> Spool | None:
+def bound_store(settings: Settings) -> PreprocessingStore | None:
     """Whose masks are good in its own folder alone, for the server may lie about its own."""
-    return None if settings.client.spool is None else Spool(settings.client.spool, bound=True)
+    return None if settings.client.store is None else PreprocessingStore(settings.client.store, bound=True)
 
 
 def write_parts(part: DelegatedPart, folder: Path) -> Path:
@@ -323,14 +323,14 @@ class DelegatedClient(BaseClient):
             print(client("nobody reads this"))
 
     server         "host:port"; or "local": a dealer and a server on this machine
-    dealer         "host:port"; or "local": this process, as `blindformer precompute --dealer local` does; needs `spool`
+    dealer         "host:port"; or "local": this process, as `blindformer precompute --dealer local` does; needs `store`
     folder         DIR/client of `compile --weights public`; "local" needs DIR
     part           in place of a folder: a loaded model's part (models.delegated.part)
     adapter        folder of your own LoRA adapter; it stays in this process
     length         padded length in tokens (default: the shortest of 32, 64, 128 ... that fits)
     pad            hide sizes: rows of a pass are padded to a power of two, a conversation's passes to a multiple of 16
     client_memory  memory for layers that are computed here, such as "200MB"; saves rounds and bytes (default: none)
-    spool          folder of stored masks; `use_spool`: "auto" (default), "only" or "off"
+    store          folder of stored masks; `use_store`: "auto" (default), "only" or "off"
 
     The other arguments are those of `Client`. After a lost session, a query is repeated once with fresh masks.
 
@@ -356,8 +356,8 @@ class DelegatedClient(BaseClient):
         timeout: float | None = None,
         threads: int | None = None,
         wait: float | None = None,
-        spool: str | Path | None = None,
-        use_spool: UseSpool | None = None,
+        store: str | Path | None = None,
+        use_store: UseStore | None = None,
         progress: Progress | None = None,
     ) -> None:
         local, self._own = server == LOCAL, dealer == LOCAL
@@ -366,11 +366,11 @@ class DelegatedClient(BaseClient):
             folder = write_parts(part, Path(written.name) / "delegated")
         settings = client_settings(
             config, protocol=self.protocol, server=None if local else server, dealer=None if self._own else dealer,
-            folder=folder, certificates=certificates, timeout=timeout, wait=wait, spool=spool, adapter=adapter, pad=pad,
-            client_memory=client_memory, use_spool="only" if self._own else use_spool,
+            folder=folder, certificates=certificates, timeout=timeout, wait=wait, store=store, adapter=adapter, pad=pad,
+            client_memory=client_memory, use_store="only" if self._own else use_store,
         )  # fmt: skip
-        if settings.client.use_spool == "only" and settings.client.spool is None:
-            raise ClientError("spool: masks that are made ahead, and no others, need a folder of them; give spool")
+        if settings.client.use_store == "only" and settings.client.store is None:
+            raise ClientError("store: masks that are made ahead, and no others, need a folder of them; give store")
         if local and (dealer or certificates):
             raise ClientError('"local" starts a dealer and a server itself: leave addresses and certificates out')
         if part is not None and (adapter or client_memory):
@@ -380,7 +380,7 @@ class DelegatedClient(BaseClient):
         if part.head is not None and self._own:
             raise ClientError("dealer: a private head needs one that is not this side; give host:port")
         parties = PartyAddresses(settings, {} if local else None, LocalOptions(threads=threads or 1))
-        kept = {"spool": bound_spool(settings), "use_spool": settings.client.use_spool, "own_dealer": self._own}
+        kept = {"store": bound_store(settings), "use_store": settings.client.use_store, "own_dealer": self._own}
         opened = partial(open_served, settings, parties, part, **kept)
         super().__init__(settings, part, parties, opened, length=length, truncate=truncate, progress=progress)
         self.sessions.passes = DelegatedPasses

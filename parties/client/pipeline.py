@@ -30,7 +30,7 @@ from ...models.loading.media import MEDIA
 from ...models.loading.packaged import GIVE_MODEL
 from ...models.loading.task import WRITTEN, Task
 from ...models.loading.truncation import IN_PYTHON, Truncation, truncation_of
-from ...models.open_weights import Weights, open_weights
+from ...models.weight_owners import Weights, weight_owners
 from ..config import load_settings
 from ..launch import LOCAL
 from ..registry import DEFAULT, PRIVATE_HEAD, client_of, compiled_for, find_talking, protocol_for
@@ -48,7 +48,7 @@ TASKS = {  # and the kind of model that answers it (Task.kind)
     "fill-mask": "masked",
     "sentence-embedding": "sentence",
     "image-classification": "image",
-    "audio-classification": "sound",
+    "audio-classification": "audio",
     "translation": "translation",
     "summarization": "summary",
     "text2text-generation": "text",
@@ -196,7 +196,7 @@ class _Compilation:
             Plan.preset(self.plan)
         check_embedding(self.embedding)
         if self.weights not in (None, PRIVATE_HEAD):
-            open_weights(self.weights)
+            weight_owners(self.weights)
         if isinstance(self.calibration, str | bytes | Path):
             raise ClientError("calibration: is one item; give a list of typical ones")
         lengths = [self.lengths] if isinstance(self.lengths, int | str) else self.lengths or ()

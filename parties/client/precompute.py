@@ -1,4 +1,4 @@
-"""Correlations of later queries, made in good time: both sides keep their part of them in a spool."""
+"""Correlations of later queries, made in good time: both sides keep their part of them in a store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..config import Settings
 from ..registry import find_served, resolve
 from ..session.messages import SlotsBusy
 from ..session.online import Progress
-from ..session.spool import Spool, SpoolError
+from ..session.preprocessing_store import PreprocessingStore, StoreError
 from .sessions import rest
 
 OpenStore = Callable[[Progress], tuple[Any, Callable[[int, Progress], None]]]
@@ -23,7 +23,7 @@ OpenStore = Callable[[Progress], tuple[Any, Callable[[int, Progress], None]]]
 
 @dataclass(frozen=True)
 class Precomputed:
-    """`kept`: queries' correlations that were made now. `left`: all that this side's spool holds. `stopped`: why there
+    """`kept`: queries' correlations that were made now. `left`: all that this side's store holds. `stopped`: why there
     are fewer than were asked for, if there are."""
 
     length: int
@@ -47,10 +47,10 @@ def precompute(
 
     A server that is busy is asked again for `settings.client.wait` seconds. What was kept is good whatever comes later.
 
-    Errors: ConfigError, ArtifactError, PeerError; SlotsBusy and SpoolError if nothing could be kept.
+    Errors: ConfigError, ArtifactError, PeerError; SlotsBusy and StoreError if nothing could be kept.
     """
-    if settings.client.spool is None:
-        raise SpoolError("spool", "preprocessed correlations need a folder on this side; give --spool, or client.spool")
+    if settings.client.store is None:
+        raise StoreError("store", "preprocessed correlations need a folder on this side; give --store, or client.store")
     number, stores = resolve(find_served(settings.session.protocol).storing)(settings, length, own_dealer)
     started = time.perf_counter()
     shares = [count // sessions + (place < count % sessions) for place in range(min(sessions, count))]
@@ -74,7 +74,9 @@ def precompute(
     stopped = next((error for _, error in results if error is not None), None)
     if stopped is not None and not kept:
         raise stopped
-    return Precomputed(number, kept, Spool(settings.client.spool).left(), time.perf_counter() - started, stopped)
+    return Precomputed(
+        number, kept, PreprocessingStore(settings.client.store).left(), time.perf_counter() - started, stopped
+    )
 
 
 def _in_one_session(
@@ -90,9 +92,9 @@ def _in_one_session(
         while kept < count:
             before = kept
             try:
-                session, store = current = current or opened(progress)
+                session, fill = current = current or opened(progress)
                 try:
-                    store(count - kept, partial(report, kept))
+                    fill(count - kept, partial(report, kept))
                 finally:
                     kept = session.party.kept
             except SlotsBusy as busy:
@@ -102,7 +104,7 @@ def _in_one_session(
                     rest(busy, deadline, progress)
                 except SlotsBusy as error:
                     return kept, error
-            except SpoolError as error:
+            except StoreError as error:
                 return kept, error
     finally:
         if current is not None:

@@ -16,8 +16,8 @@ from ...approximations import Plan
 from ...models.compile import Compiled, Logged, compile, part_of
 from ...models.delegated.head import head_of
 from ...models.loading.accepted import loaded_of, module_of
-from ...models.open_weights import PRIVATE, PUBLIC, Weights, open_weights
 from ...models.program.scales import Precision
+from ...models.weight_owners import PRIVATE, PUBLIC, Weights, weight_owners
 from ...protocols.errors import BlindformerError
 from ..receipts.receipt import Prices, Receipt, issue
 from ..registry import PRIVATE_HEAD, find_talking, protocol_for, resolve
@@ -117,7 +117,7 @@ def make_private(
     usual = (device, outputs, embedding) == ("cpu", None, "client")
     apart: PrivateModel | None = None
     if usual and local.entry.head and isinstance(plan, str) and not isinstance(whose, str | None):
-        apart = resolve(local.entry.head)(module_of(loaded), plan, local, open_weights(whose))
+        apart = resolve(local.entry.head)(module_of(loaded), plan, local, weight_owners(whose))
     private = apart or resolve(local.entry.private)(module_of(loaded), plan, local)
     batches = [calibration] if isinstance(calibration, Mapping) else calibration or []
     private.calibration = [private.bound(batch) for batch in batches]

@@ -20,7 +20,7 @@ from ...models.delegated.head import HeadInPlace, read_by_head
 from ...models.delegated.part import part_of_module
 from ...models.delegated.sequences import read_memory
 from ...models.loading.adapters import without_peft
-from ...models.open_weights import PRIVATE, OpenWeights
+from ...models.weight_owners import PRIVATE, WeightOwners
 from ...protocols.delegated import RINGS
 from ..receipts.receipt import Prices, Receipt
 from ..receipts.statement import ReceiptError
@@ -74,7 +74,7 @@ class DelegatedPrivateModel(PrivateModel):
         return session
 
 
-def private_head(model: nn.Module, weights: OpenWeights) -> str | None:
+def private_head(model: nn.Module, weights: WeightOwners) -> str | None:
     """The last part of a model, if it holds all of the private parameters and no public one."""
     opened, names = weights.of(model), model.state_dict().keys()
     parts = [name for name, part in model.named_children() if part.state_dict()]
@@ -142,7 +142,7 @@ class PrivateHeadModel(PrivateModel):
 
 
 def with_private_head(
-    model: nn.Module, plan: Plan | str, local: LocalProtocol, weights: OpenWeights
+    model: nn.Module, plan: Plan | str, local: LocalProtocol, weights: WeightOwners
 ) -> PrivateHeadModel | None:
     """None: these weights are not private in the last part alone."""
     head = private_head(model, weights)

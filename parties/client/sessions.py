@@ -270,7 +270,7 @@ class Writer:
         self._room = self._passes.conversation.rows.slots
 
     def write(self, question: Question, stopped: Stopped | None = None, **options: Any) -> tuple[Completion, Report]:
-        """What the model writes about a text, or one piece of a sound after the other, and what that cost. `stopped`:
+        """What the model writes about a text, or one piece of a recording after the other, and the cost. `stopped`:
         asked after each pass whether nobody waits for it any more."""
         from ...models.generation.conversation import joined
 

@@ -18,15 +18,15 @@ from ...protocols.channel import Channel
 from ...protocols.devices import find_device
 from ...protocols.errors import PeerError
 from ..certificates.tls_folder import client_context
-from ..config import Settings, UseSpool
+from ..config import Settings, UseStore
 from ..receipts.statement import Signer
 from ..reports.report import two_party_report
 from ..session.audits import client_kind
 from ..session.helper_topology import ask_two_servers
 from ..session.messages import LimitReached, PartRun
 from ..session.online import OnPass, Progress, QueryingParty, passes
+from ..session.preprocessing_store import PreprocessingStore, StoreError
 from ..session.rendezvous_two import agreed_program, my_hello, seed_dealer
-from ..session.spool import Spool, SpoolError
 from ..session.two_party_client import ClientParty
 from ..session.weight_transfer import MaskedCache
 from ..transport.handshake import abort, meet, new_session
@@ -61,14 +61,14 @@ class TwoPartySession(Session):
 
     def prepare(self, part_run: PartRun | None = None) -> None:
         """Preprocess the next query, unless a store does. A lost session is the next query's error."""
-        if part_run is None and getattr(self.party, "spool", None) is not None:
+        if part_run is None and getattr(self.party, "store", None) is not None:
             return
         with suppress(PeerError):
             self.party.announce(part_run or PartRun())
 
     def lost(self, error: BaseException) -> bool:
-        if isinstance(error, SpoolError):  # the session lives on, and so do other correlations
-            return not (isinstance(self.party, ClientParty) and self.party.use_spool == "only")
+        if isinstance(error, StoreError):  # the session lives on, and so do other correlations
+            return not (isinstance(self.party, ClientParty) and self.party.use_store == "only")
         if isinstance(error, LimitReached):  # the session lives on; no other has more
             return False
         self.close()
@@ -95,12 +95,12 @@ def meet_parties(
     progress: Progress,
     *,
     cache: Path | None = None,
-    spool: Spool | None = None,
-    use_spool: UseSpool = "auto",
+    store: PreprocessingStore | None = None,
+    use_store: UseStore = "auto",
     shaped: Callable[[Channel], Channel] = lambda channel: channel,
 ) -> tuple[QueryingParty, float]:
     """Dial the others, and open a session: this side's end, and the seconds that it took. `cache`: a folder for masked
-    weights. `spool`, `use_spool`: as of ClientParty. `shaped`: FOR TESTS, wraps the channel to the server
+    weights. `store`, `use_store`: as of ClientParty. `shaped`: FOR TESTS, wraps the channel to the server
     (transport/shaping.py).
 
     Errors: PeerError, SlotsBusy; whoever was met by then has been told.
@@ -125,8 +125,8 @@ def meet_parties(
             partial(seed_dealer, context, address("dealer"), mine, timeout),
             session=mine.session,
             cache=None if cache is None else MaskedCache(cache, client.folder),
-            spool=spool,
-            use_spool=use_spool,
+            store=store,
+            use_store=use_store,
             waiting=waiting,
             commitment=settings.client.commitment,
             device=device,
@@ -162,7 +162,7 @@ def storing(settings: Settings, length: int | None, own_dealer: bool) -> tuple[i
     if own_dealer:
         raise ClientError("dealer: a client deals by itself with protocol delegated alone; give host:port")
     if settings.session.topology != "dealer":
-        raise SpoolError("spool", "correlations are made ahead with topology dealer alone; with a helper they are live")
+        raise StoreError("store", "correlations are made ahead with topology dealer alone; with a helper they are live")
     part = load_client(adapter_place(settings.client.folder, settings.client.adapter))
     if part.in_passes:
         what = "conversations" if part.talks else "answers token by token"
@@ -170,10 +170,10 @@ def storing(settings: Settings, length: int | None, own_dealer: bool) -> tuple[i
     chosen = part.for_length(length)
 
     def opened(progress: Progress) -> tuple[Session, Any]:
-        assert settings.client.spool is not None
-        options: dict[str, Any] = {"cache": settings.client.cache, "spool": Spool(settings.client.spool)}
+        assert settings.client.store is not None
+        options: dict[str, Any] = {"cache": settings.client.cache, "store": PreprocessingStore(settings.client.store)}
         parties = PartyAddresses(settings)
-        session = open_session(settings, parties, part, chosen, progress, use_spool="off", **options)
+        session = open_session(settings, parties, part, chosen, progress, use_store="off", **options)
         return session, cast(ClientParty, session.party).precompute
 
     return next(number for number, one in part.lengths.items() if one is chosen), [opened]

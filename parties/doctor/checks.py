@@ -25,14 +25,14 @@ from ...protocols.errors import BlindformerError, PeerError, PeerTimeout
 from ...protocols.wire import wire_bytes
 from ..certificates.tls_folder import CertificateError, client_context
 from ..config import Address, Role, Settings
-from ..session.spool import LEDGER, Spool, SpoolError
+from ..session.preprocessing_store import LEDGER, PreprocessingStore, StoreError
 from ..transport.handshake import PeerFacts, Probed, my_facts, probe
 from ..transport.tls import dial
 
 Status = Literal["good", "warning", "bad"]
 ANSWER_SECONDS = 10.0  # for a peer to answer at all
 CLOCK_SECONDS = 60.0
-SPOOL_QUERIES = 10  # room that a spool should have, in queries
+STORE_QUERIES = 10  # room that a store should have, in queries
 ROWS = 128  # of a pass whose corrections are stored: tokens of a text
 PROGRAMS_ASKED = 64
 GB, MB = 1e9, 1e6
@@ -142,23 +142,23 @@ class ProtocolChecks:
 
 def _session_files(settings: Settings, role: Role, programs: Sequence[Program]) -> Iterator[Check]:
     part, prices = getattr(settings, role), [price(program) for program in programs]
-    yield from _spool(part.spool, role, max((priced.dealt_bytes for priced in prices), default=0))
+    yield from _store(part.store, role, max((priced.dealt_bytes for priced in prices), default=0))
     if role == ("helper" if settings.session.topology == "helper" else "client"):
         yield room("cache", part.cache, max(priced.setup_bytes for priced in prices), f"{role}.cache")
 
 
-def _spool(folder: Path | None, role: Role, query: int, bound: bool = False) -> Iterator[Check]:
+def _store(folder: Path | None, role: Role, query: int, bound: bool = False) -> Iterator[Check]:
     """`query`: bytes that the server stores of one; a client stores a key."""
     if folder is not None:
-        yield room("spool", folder, query if role == "server" else 4096, f"{role}.spool", SPOOL_QUERIES)
+        yield room("store", folder, query if role == "server" else 4096, f"{role}.store", STORE_QUERIES)
         if (folder / LEDGER).is_file():
             yield _ledger(folder, bound)
 
 
 def _ledger(folder: Path, bound: bool) -> Check:
     try:
-        left = Spool(folder, bound=bound, must_exist=True).left()
-    except SpoolError as error:
+        left = PreprocessingStore(folder, bound=bound, must_exist=True).left()
+    except StoreError as error:
         return failed(
             "ledger", error, "move the folder away, and the peer's, and make new ones: `blindformer precompute`"
         )
@@ -223,7 +223,7 @@ def _delegated_files(settings: Settings, role: Role, programs: Sequence[Manifest
     row = sum(layer.outputs for group in manifest.layer_groups for layer in group.layers)
     if role != "dealer":
         bytes = wire_bytes(manifest.ring) * row * ROWS
-        yield from _spool(getattr(settings, role).spool, role, bytes, bound=role == "client")
+        yield from _store(getattr(settings, role).store, role, bytes, bound=role == "client")
 
 
 DELEGATED = ProtocolChecks(_delegated_files, _session_reach, _delegated_programs)

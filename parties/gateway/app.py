@@ -33,7 +33,7 @@ from .model_pool import ModelPool, RequestAnswer
 from .problems import SERVER, UNSUPPORTED, ApiError, Bodies, as_api_error
 from .replies import (
     KEEP_ALIVE,
-    MOST_SOUND_BYTES,
+    MOST_AUDIO_BYTES,
     AnswerText,
     Completions,
     TranscriptionRequest,
@@ -249,11 +249,11 @@ def make_app(gateway: Gateway) -> FastAPI:
     ) -> Response:
         """`leads`: the text that each answer begins with, its prompt where that is to be echoed."""
         options, spelling = asked.options(), Spelling(model.tokenizer)
-        if asked.likeliest is not None and not model.reveals_scores:
+        if asked.most_likely is not None and not model.reveals_scores:
             what = "logprobs: this model reveals only the token; leave it out, or compile with --reveal scores"
             raise ApiError(400, what, param="logprobs", code=UNSUPPORTED)
         replies = Completions(asked.model, chat, spelling)
-        texts = [AnswerText(asked.stop, lead, asked.likeliest, spelling) for lead in leads]
+        texts = [AnswerText(asked.stop, lead, asked.most_likely, spelling) for lead in leads]
 
         def work(job: Job[RequestAnswer]) -> RequestAnswer:
             return model.answer(job, prompts, [text.logprobs for text in texts], options, caller)
@@ -331,13 +331,13 @@ def make_app(gateway: Gateway) -> FastAPI:
 
         return reply(model, ranking(model, await run_texts(asked, model, caller, items, place=place), asked))
 
-    async def write_down(asked: TranscriptionRequest, sound: BytesIO, caller: str) -> Response:
+    async def write_down(asked: TranscriptionRequest, audio: BytesIO, caller: str) -> Response:
         model = gateway.find_for(asked.model, lambda model: model.hears, "transcription")
         options, seconds = {"language": asked.language} if asked.language else {}, 0.0
 
         def work(job: Job[RequestAnswer]) -> RequestAnswer:
             nonlocal seconds
-            samples, seconds = model.hear(sound)
+            samples, seconds = model.hear(audio)
             return model.ask(job, [samples], options=options)
 
         answer = await run(model, caller, work)
@@ -354,9 +354,9 @@ def make_app(gateway: Gateway) -> FastAPI:
 
     @app.post("/v1/audio/transcriptions", response_model=None)
     async def hear(request: Request) -> Response:
-        async with gateway.body(request, MOST_SOUND_BYTES) as body:
-            asked, sound = await read_form(request.headers, body)
-            return await while_connected(request, write_down(asked, sound, request.state.caller))
+        async with gateway.body(request, MOST_AUDIO_BYTES) as body:
+            asked, audio = await read_form(request.headers, body)
+            return await while_connected(request, write_down(asked, audio, request.state.caller))
 
     add_route("/v1/chat/completions", chat)
     add_route("/v1/completions", continue_texts)

@@ -15,7 +15,7 @@ import numpy as np
 from ...errors import BlindformerError
 from ...models.artifacts import adapters_in
 from ...models.loading.huggingface import InputError
-from ...models.loading.media import open_sound
+from ...models.loading.media import open_audio
 from ...models.loading.packaged import PACKAGED
 from ...models.loading.truncation import IN_REQUESTS, TooLong, Truncation
 from ...protocols.errors import PeerError
@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # importing it takes seconds
     from ...models.generation.conversation import Completion, Conversation
     from ...models.generation.logprobs import Logprobs
 
-MOST_SOUND_SECONDS = 3600  # of a request: 230 MB of samples, and a file of 25 MB at 8,000 bytes a second
+MOST_AUDIO_SECONDS = 3600  # of a request: 230 MB of samples, and a file of 25 MB at 8,000 bytes a second
 VECTORS = ("text_embeds",)  # of an encoder whose answer is not one list of numbers
 
 
@@ -82,7 +82,7 @@ class RequestCost:
 @dataclass
 class RequestAnswer:
     """The values of texts, or the completions of prompts, in their order. `tokens`: how many were read, of which the
-    conversation had read `cached` before. `language`: of a sound, "en". `finish`: of a text that was written
+    conversation had read `cached` before. `language`: of a recording, "en". `finish`: of a text that was written
     about one. `truncated`: how many tokens were cut off texts, by their places in the request. `whole`: the request was
     not cancelled."""
 
@@ -341,11 +341,11 @@ class ModelPool:
         answer.values, answer.whole = [values[index] for index in range(len(texts))], True
         return answer
 
-    def hear(self, sound: BytesIO) -> tuple[np.ndarray, float]:
+    def hear(self, audio: BytesIO) -> tuple[np.ndarray, float]:
         """The samples of a file, and its seconds. It takes memory and time: call it in a job. Errors: ApiError."""
         rate = self.part.task.ear.sampling_rate
         try:
-            samples = open_sound(sound, rate, most=MOST_SOUND_SECONDS * rate)
+            samples = open_audio(audio, rate, most=MOST_AUDIO_SECONDS * rate)
         except InputError as error:
             raise ApiError(400, f"file: {error}", param="file", code="invalid_audio") from None
         return samples, len(samples) / rate

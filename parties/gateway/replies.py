@@ -59,12 +59,12 @@ class AnswerText:
     """One answer as it is sent: its text, up to a text to stop at, and the log-probabilities of that text's tokens.
 
     lead        the text before it: the prompt, where it is to be echoed
-    likeliest   how many tokens of each place are sent with their log-probabilities; None: no log-probabilities
+    most_likely   how many tokens of each place are sent with their log-probabilities; None: no log-probabilities
     """
 
-    def __init__(self, stops: Sequence[str], lead: str, likeliest: int | None, spelling: Spelling) -> None:
+    def __init__(self, stops: Sequence[str], lead: str, most_likely: int | None, spelling: Spelling) -> None:
         self._until, self._lead, self._sent = StopTexts(stops), lead, ""
-        self.logprobs = None if likeliest is None else Logprobs(likeliest, echo=bool(lead))
+        self.logprobs = None if most_likely is None else Logprobs(most_likely, echo=bool(lead))
         self._spelling = spelling
         self._place = self._offset = 0  # of the next token, and where in the text it begins
         self._characters = codecs.getincrementaldecoder("utf-8")("ignore")
@@ -158,22 +158,22 @@ class Completions:
         if likely is None:
             return None
         if self._chat:
-            tops = [[self._likely(*pair) for pair in one.likeliest] for _, one in likely]
+            tops = [[self._likely(*pair) for pair in one.most_likely] for _, one in likely]
             ones = [self._likely(one.token, one.logprob) for _, one in likely]
             rows = [{**one, "top_logprobs": top} for one, top in zip(ones, tops, strict=True)]
             return {"content": rows, "refusal": None}
         return {
             "tokens": [self._text(one.token) for _, one in likely],
             "token_logprobs": [one.logprob for _, one in likely],
-            "top_logprobs": [self._likeliest(one) for _, one in likely],
+            "top_logprobs": [self._most_likely(one) for _, one in likely],
             "text_offset": [offset for offset, _ in likely],
         }
 
-    def _likeliest(self, one: TokenLogprob) -> dict[str, float] | None:
-        """By text, the token itself included. Of several tokens with one text, the likeliest stays."""
+    def _most_likely(self, one: TokenLogprob) -> dict[str, float] | None:
+        """By text, the token itself included. Of several tokens with one text, the most likely stays."""
         if one.logprob is None:
             return None
-        pairs = ((one.token, one.logprob), *reversed(one.likeliest))
+        pairs = ((one.token, one.logprob), *reversed(one.most_likely))
         return {self._text(token): logprob for token, logprob in pairs}
 
     def _likely(self, token: int, logprob: float | None) -> dict[str, Any]:
@@ -255,21 +255,21 @@ def model_object(model: ModelPool) -> dict[str, Any]:
     return {**head, EXTRA: model.about()}
 
 
-MOST_SOUND_BYTES = 25 << 20  # of a body, as that API has it
+MOST_AUDIO_BYTES = 25 << 20  # of a body, as that API has it
 _FIELDS = 32
 _NO_TIMES = "no times are computed; leave it out"
-_LIKELIEST = "the likeliest words are given; leave it out"
+_MOST_LIKELY = "the most likely words are given; leave it out"
 
 
 class TranscriptionRequest(ApiRequest):
     """`language`: by its two letters; "": the model finds out. A form's values are texts."""
 
     unused: ClassVar = {
-        "chunking_strategy": (("auto",), "a long sound is cut where it is quiet; leave it out"),
+        "chunking_strategy": (("auto",), "a long recording is cut where it is quiet; leave it out"),
         "include[]": ((), "no probabilities are sent; leave it out"),
-        "prompt": (("",), "a sound is written down without words before it; leave it out"),
+        "prompt": (("",), "a recording is written down without words before it; leave it out"),
         "stream": (("false", "False"), "the text comes whole; leave it out"),
-        "temperature": (("0", "0.0"), _LIKELIEST),
+        "temperature": (("0", "0.0"), _MOST_LIKELY),
         "timestamp_granularities[]": ((), _NO_TIMES),
     }
     model: str
@@ -280,7 +280,7 @@ class TranscriptionRequest(ApiRequest):
 async def read_form(headers: Headers, body: bytes) -> tuple[TranscriptionRequest, BytesIO]:
     """What is asked, and the file. Nothing of it is ever written to a disk. Errors: ApiError."""
     if not headers.get("content-type", "").startswith("multipart/form-data;"):
-        raise ApiError(400, "the body is not a form; send it as multipart/form-data, with the sound as its part file")
+        raise ApiError(400, "the body is not a form; send it as multipart/form-data, with the audio as its part file")
 
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
@@ -293,17 +293,17 @@ async def read_form(headers: Headers, body: bytes) -> tuple[TranscriptionRequest
     except (MultiPartException, KeyError, ValueError):
         raise ApiError(400, "the form is broken, or has too many parts; send one file and its fields") from None
     fields: dict[str, Any] = dict(form.multi_items())
-    sound = fields.pop("file", None)
+    audio = fields.pop("file", None)
     asked = TranscriptionRequest.read(fields)
-    if not isinstance(sound, UploadFile):
+    if not isinstance(audio, UploadFile):
         raise ApiError(400, "file: is missing; give a WAV file", param="file", code="missing_required_parameter")
-    return asked, BytesIO(await sound.read())
+    return asked, BytesIO(await audio.read())
 
 
 def transcription(
     asked: TranscriptionRequest, text: str, language: str, seconds: float, extra: Mapping[str, Any]
 ) -> Response:
-    """`language`: that was asked for or heard. `seconds`: of the sound. `extra`: what that API has no field for."""
+    """`language`: that was asked for or heard. `seconds`: of the audio. `extra`: what that API has no field for."""
     if asked.response_format == "text":
         return PlainTextResponse(f"{text}\n")
     usage = {"type": "duration", "seconds": math.ceil(seconds)}

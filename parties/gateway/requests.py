@@ -174,7 +174,7 @@ class Sampling(ApiRequest):
     stream_options: StreamOptions = StreamOptions()
 
     @property
-    def likeliest(self) -> int | None:
+    def most_likely(self) -> int | None:
         """How many tokens of each place are sent with their log-probabilities; None: no log-probabilities."""
         return None
 
@@ -201,7 +201,7 @@ class ChatRequest(Sampling):
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
 
     @property
-    def likeliest(self) -> int | None:
+    def most_likely(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def options(self) -> dict[str, Any]:
@@ -217,7 +217,7 @@ class CompletionRequest(Sampling):
     echo: bool = False
 
     @property
-    def likeliest(self) -> int | None:
+    def most_likely(self) -> int | None:
         return self.logprobs
 
     def options(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from ...models.judging.evaluation import Interval, Score
 from ...models.judging.perplexity import TextScore
 
 TEXT_HEADINGS = (
-    "model", "protocol", "tokens", "perplexity", "off float32", "likeliest token as", "KL", "seconds a token",
+    "model", "protocol", "tokens", "perplexity", "off float32", "most likely token as", "KL", "seconds a token",
 )  # fmt: skip
 
 

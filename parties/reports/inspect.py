@@ -76,7 +76,7 @@ class Inspection:
     """`plan`: its name, where the part says it; `plan_hash` is in every program. `a_round`: what the plan takes a round
     to be worth, as numbers of the dealer's; 0 where no part says it. `slots`: tokens of a conversation, of which the
     length of each of `programs` is a pass; `window`: how many of the last a pass reads, 0: all. `released`: parameters
-    that clients have; `open_weights`: those that every computing party has."""
+    that clients have; `public_weights`: those that every computing party has."""
 
     name: str
     kind: str
@@ -85,7 +85,7 @@ class Inspection:
     parts: dict[str, FolderPart]
     programs: list[PricedProgram]
     released: tuple[str, ...]
-    open_weights: tuple[str, ...]
+    public_weights: tuple[str, ...]
     public: str
     private: str
     a_round: float = 0.0
@@ -143,7 +143,7 @@ def inspect(folder: str | Path) -> Inspection:
         parts=parts,
         programs=listed,
         released=tuple(sorted({name for program in programs.values() for name in program.all_released()})),
-        open_weights=tuple(sorted({name for program in programs.values() for name in program.all_public()})),
+        public_weights=tuple(sorted({name for program in programs.values() for name in program.all_public()})),
         public="architecture, scales, constants of the approximations (fitted to calibrated ranges), lengths",
         private="all other weights, in DIR/server alone; secret.key there masks them for clients",
         slots=room(first),

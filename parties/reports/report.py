@@ -195,7 +195,7 @@ def _of_passes(program: Program) -> str:
 
     if not program.parts:
         return ""
-    written = ": so how long an answer is, and in how many pieces a sound was heard"
+    written = ": so how long an answer is, and in how many pieces a recording was heard"
     passes = "; how many tokens each pass reads and keeps, and when it comes"
     return passes + (written if source_parts(program.parts) else "")
 

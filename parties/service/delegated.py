@@ -44,10 +44,10 @@ class DelegatedServerService(Service):
         self.quota = quota_of(settings.server, 1) if self.head is None else None
         self.limit = quota_in_words(self.quota)
         self.about = self.weights.about
-        self.open_spool(settings.server)
+        self.open_store(settings.server)
         self.watch_dealer()
         if self.head is not None:
-            self.head.identity, self.head.dealer, self.head.spool = self.identity, self.dealer, self.spool
+            self.head.identity, self.head.dealer, self.head.store = self.identity, self.dealer, self.store
             self.hellos, self.limit = self.hellos | self.head.hellos, self.head.limit
             self.commitments, self.about = self.head.commitments, f"{self.about}, and a private head"
             self.adversary = f"{self.adversary}; in sessions of the private head {self.head.adversary}"
@@ -60,7 +60,7 @@ class DelegatedServerService(Service):
 
     def greet(self, channel: TlsChannel, first: dict[str, Any]) -> Hello:
         hello = super().greet(channel, first)
-        if self.spool is None:  # else the client may need no dealer
+        if self.store is None:  # else the client may need no dealer
             self.check_dealer()
         return hello
 
@@ -73,7 +73,7 @@ class DelegatedServerService(Service):
             memory=self.limits.memory_gb * GB,
             check_dealer=self.check_dealer,
             count=self.counting(channel, control),
-            spool=self.spool,
+            store=self.store,
             client_id=channel.certificate.fingerprint,
             session=hello.session,
             signer=self.identity.signer,
@@ -90,7 +90,7 @@ def head_service(settings: Settings, scratch: Path, local: LocalOptions) -> Serv
     """What serves the sessions of the model's private head, in the same processes; None: it has none."""
     if not (folder := part_place(settings.server.folder, "server") / HEAD).is_dir():
         return None
-    mine = settings.server.model_copy(update={"folder": folder, "spool": None})
+    mine = settings.server.model_copy(update={"folder": folder, "store": None})
     return ServerService(settings.model_copy(update={"server": mine}), scratch, local)
 
 

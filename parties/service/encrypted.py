@@ -170,7 +170,7 @@ class EncryptedService(Service):
         self.limit = quota_in_words(self.quota)
         self._resident: dict[int, int] = {}  # bytes of keys that children keep in memory between queries
         self._most_resident = int(mine.keys_memory_gb * GB) * self.limits.workers
-        self.store = KeyStore(
+        self.key_store = KeyStore(
             scratch,
             most_bytes=int(mine.keys_gb * GB),
             most_sets=self.limits.sessions,
@@ -203,23 +203,23 @@ class EncryptedService(Service):
         facts = self.circuits[peer.program]
         if report.do == "reserve":
             try:
-                return {"name": self.store.reserve(child, peer.owner, peer.serial, facts).name}
+                return {"name": self.key_store.reserve(child, peer.owner, peer.serial, facts).name}
             except SlotsBusy as busy:
                 return {"busy": {"seconds": busy.retry_after, "why": busy.why}}
         if report.do == "whole":
             return self._received(report.name, peer, child)
-        item = self.store.find(peer.owner, facts, report.name)
+        item = self.key_store.find(peer.owner, facts, report.name)
         if item is None:
             return {"gone": True}
         if report.do == "drop":
-            self.store.drop(item)
+            self.key_store.drop(item)
         elif report.do == "use":
             item.users.add(child)
             return {"stay": self._may_stay(child, facts)}
         return {"good": True}
 
     def _received(self, name: str, peer: Introduced, child: int) -> Mapping[str, Any]:
-        item: KeySet | None = self.store.sets.get(name)
+        item: KeySet | None = self.key_store.sets.get(name)
         if item is None or item.taking != child:
             raise ValueError("keys that it was not to receive")
         item.taking = None
@@ -236,19 +236,19 @@ class EncryptedService(Service):
 
     def left_by(self, child: int) -> None:
         self._resident.pop(child, None)
-        self.store.left(child)
+        self.key_store.left(child)
 
     def on_turn(self) -> None:
-        self.store.expire()
+        self.key_store.expire()
 
     def on_renewal(self) -> None:
         """Clients' keys stay, but not those of who was revoked."""
         super().on_renewal()
-        for item in [item for item in self.store.sets.values() if self.identity.revoked(item.serial)]:
-            self.store.drop(item)
+        for item in [item for item in self.key_store.sets.values() if self.identity.revoked(item.serial)]:
+            self.key_store.drop(item)
 
     def gauges(self) -> Mapping[str, float]:
-        return {**super().gauges(), "key_bytes": self.store.bytes}
+        return {**super().gauges(), "key_bytes": self.key_store.bytes}
 
 
 class AskedKeys:

@@ -39,8 +39,8 @@ from ..session.helper_topology import HelperParty
 from ..session.messages import SAME_VERSION, Shares, out_of_place, patient, read, refusing
 from ..session.online import count_of, may_reveal
 from ..session.preprocessed import BackgroundTask
+from ..session.preprocessing_store import PreprocessingStore
 from ..session.rendezvous_two import my_hello, seed_dealer
-from ..session.spool import Spool
 from ..session.two_party_client import ClientParty
 from ..session.weight_transfer import MaskedCache
 from ..transport.frames import send_error
@@ -78,7 +78,7 @@ class HelperService(Service):
         for item in lengths:
             for name in item.program.parts or ("",):
                 price(item.program.part(name))  # kept for the children
-        self.spool = None if mine.spool is None else Spool(mine.spool)
+        self.store = None if mine.store is None else PreprocessingStore(mine.store)
         self.about = f"{lengths[0].program.model or 'model'}, lengths {', '.join(map(str, sorted(part.lengths)))}"
         self.about += adapters_in_words(adapted)
 
@@ -98,7 +98,7 @@ class HelperService(Service):
             partial(seed_dealer, context, settings.address("dealer"), mine, timeout),
             session=hello.session,
             cache=MaskedCache(settings.helper.cache, settings.helper.folder),
-            spool=self.spool,
+            store=self.store,
             device=self.device,
         )
         client.signer = self.identity.signer

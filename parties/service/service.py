@@ -35,7 +35,7 @@ from .metrics import Exporter, Metrics
 from .supervisor import ConnectionKind, Supervisor
 
 if TYPE_CHECKING:  # importing it takes seconds
-    from ..session.spool import Spool
+    from ..session.preprocessing_store import PreprocessingStore
     from .quota import Quota
 
 FEED_SECONDS = 1.0
@@ -70,7 +70,7 @@ class Service:
     adversary = "semi-honest parties that do not collude"
     helpers = about = limit = together = ""
     commitments: Sequence[str] = ()
-    spool: Spool | None = None
+    store: PreprocessingStore | None = None
     quota: Quota | None = None
     dealer: PartyWatch | None = None
     listener: socket.socket
@@ -117,7 +117,7 @@ class Service:
 
     @property
     def able(self) -> bool:
-        """Whether a new session would be served: without the dealer as long as the spool holds correlations."""
+        """Whether a new session would be served: without the dealer as long as the store holds correlations."""
         return self.dealer is None or not self.dealer.gone or bool(self.left())
 
     # -- in the process of a connection
@@ -192,18 +192,20 @@ class Service:
 
     # -- preprocessed correlations, and the dealer
 
-    def open_spool(self, mine: ServerSection) -> None:
-        from ..session.spool import Spool
+    def open_store(self, mine: ServerSection) -> None:
+        from ..session.preprocessing_store import PreprocessingStore
 
-        if mine.spool is not None:
-            keep, room = mine.spool_days * DAY, int(1e9 * mine.spool_gb)
-            self.spool = Spool(mine.spool, room, self.limits.share, keep_seconds=keep, database=mine.database)
-        if self.spool is not None and mine.database is not None:
-            self.spool.left()  # a store that cannot be reached is said now, where somebody reads it
+        if mine.store is not None:
+            keep, room = mine.store_days * DAY, int(1e9 * mine.store_gb)
+            self.store = PreprocessingStore(
+                mine.store, room, self.limits.share, keep_seconds=keep, database=mine.database
+            )
+        if self.store is not None and mine.database is not None:
+            self.store.left()  # a store that cannot be reached is said now, where somebody reads it
 
     def left(self) -> int | None:
         """Preprocessed correlations that are left."""
-        return None if self.spool is None else self.spool.left()
+        return None if self.store is None else self.store.left()
 
     def watch_dealer(self) -> None:
         """From now on. A launcher of this machine watches over its processes itself."""

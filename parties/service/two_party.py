@@ -88,7 +88,7 @@ class ServerService(Service):
         self.watch_dealer()
         self.deviations = deviations_of(settings)
         self.quota = quota_of(mine, max(most_revealed(item.program) for item in parts))
-        self.open_spool(mine)
+        self.open_store(mine)
         topology = settings.session.topology
         self.helpers, self.together, self.limit = HELPERS[topology], TOGETHER[topology], quota_in_words(self.quota)
         if rate := settings.session.audits:
@@ -130,7 +130,7 @@ class ServerService(Service):
             client_id=channel.certificate.fingerprint,
             admission=control,
             signer=self.identity.signer,
-            spool=self.spool,
+            store=self.store,
             outside=outside,
             # A helper asks for owners, whose certificates count where their shares come in.
             count=None if self.helped else self.counting(channel, control),

@@ -6,11 +6,11 @@ Two parties run protocol beaver; the client owns the data and is the querying pa
     live      client -> dealer   its seed, over a short connection
               client -> server   "live"
               server -> dealer   its seed, the keys of the masks B, the program if the dealer does not know it
-    a query   client -> server   its number, and the source of its correlations: live, or the spool
+    a query   client -> server   its number, and the source of its correlations: live, or the store
               live               the dealer sends the server corrections, the client makes its part from its seed
-              the spool          both parties mark one number as used, and read its correlations
+              the store          both parties mark one number as used, and read its correlations
               server <-> client  the rounds of the program; the last message opens the result to the client alone
-    ahead     preprocessed correlations: both parties add them to their spools, for a later session
+    ahead     preprocessed correlations: both parties add them to their stores, for a later session
 
 A party that waits for a queue, a dealer or the other party's computing gets a heartbeat every third of the timeout; so
 silence always means a lost peer.
@@ -29,7 +29,7 @@ on the text.
     masked_weights.py, weight_transfer.py     the masked weights, and their way from the leader to all others
     online.py                                 what a query runs of a program; its rounds
     preprocessed.py                           correlations of queries to come, in memory, made in a thread
-    spool.py, ledger.py                       the same on disk; what is ready and what was used, marked before its use
+    store.py, ledger.py                       the same on disk; what is ready and what was used, marked before its use
     rendezvous_two.py, rendezvous_n.py        what they compare before any share is sent; how N parties meet
     messages.py                               what parties write to each other; whether a query may compute now
     tensors.py                                a session for code that is written for CrypTen

@@ -64,13 +64,13 @@ def input_shares(stream: Stream, program: Program) -> dict[str, Tensor]:
 # The dealer.
 
 
-def draw_card(program: Program, key: bytes, draw: Draw = is_drawn) -> bytes:
+def draw_audit_token(program: Program, key: bytes, draw: Draw = is_drawn) -> bytes:
     """What the dealer says of a run. `key`: the client's, of this query."""
     layout, stream = input_layout(program), masks(key)
     outer, inner = seed_shares(key, layout), input_shares(stream, program)
     corrections = pack_shares({name: outer[name] - inner[name] for name in layout}, layout)
-    card = _AUDIT + stream.key if draw(program.audits) else _ANSWER + bytes(corrections)
-    return card.ljust(audit_traffic(program).card, b"\0")
+    audit_token = _AUDIT + stream.key if draw(program.audits) else _ANSWER + bytes(corrections)
+    return audit_token.ljust(audit_traffic(program).audit_token, b"\0")
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ class AuditToken:
         return {name: times * numbers for name, numbers in content.items()}
 
 
-def receive_card(dealer: Frames, program: Program) -> AuditToken | None:
+def receive_audit_token(dealer: Frames, program: Program) -> AuditToken | None:
     """None for a program without audits. Errors: those of the channel."""
-    return AuditToken(dealer.recv(audit_traffic(program).card)) if program.audits else None
+    return AuditToken(dealer.recv(audit_traffic(program).audit_token)) if program.audits else None
 
 
 # The server.
@@ -148,22 +148,22 @@ class _Repeated:
 class AuditedRun:
     """One run at the server: the client's inputs, all frames, and what becomes of the server's share of the answer."""
 
-    def __init__(self, card: AuditToken, tape: Tape, served: Served, client: Channel) -> None:
+    def __init__(self, audit_token: AuditToken, tape: Tape, served: Served, client: Channel) -> None:
         """`tape`: the server's, of this run."""
-        self.card, self.served, self.client = card, served, client
+        self.audit_token, self.served, self.client = audit_token, served, client
         self.program = served.program
         self._dealt = {key: tape.look(key).cpu() for key in Correlations(self.program).products()}
         self.frames = RecordedFrames(client)
 
     @property
     def is_audit(self) -> bool:
-        return self.card.key is not None
+        return self.audit_token.key is not None
 
     def shares(self) -> Mapping[str, Tensor]:
         """This party's shares of the run's inputs. Errors: those of the channel."""
         layout = input_layout(self.program)
         masked = unpack_shares(self.client.recv(layout_bytes(layout)), layout)
-        corrections = self.card.corrections(layout)
+        corrections = self.audit_token.corrections(layout)
         return {name: masked[name] + corrections[name] for name in layout}
 
     def check(self, passed_on: bytearray) -> None:
@@ -190,9 +190,9 @@ class AuditedRun:
             raise
 
     def _compare(self, passed_on: bytearray) -> None:
-        assert self.card.key is not None
+        assert self.audit_token.key is not None
         program, served = self.program, self.served
-        stream = Stream.of_key(self.card.key)
+        stream = Stream.of_key(self.audit_token.key)
         tape = Correlations(program).audit(stream, served.weights, self._dealt)
         take_keys(tape, passed_on, keep=False)
         values, constants = input_shares(stream, program), constants_of(served, "", 0)

@@ -38,7 +38,7 @@ from ...protocols.operations import of_kind
 from ...protocols.states import KeptStates
 from ...protocols.streams import SEED_BYTES, Stream, derive
 from ..receipts.statement import Signer
-from .audits import AuditToken, Draw, draw_card, is_drawn, receive_card
+from .audits import AuditToken, Draw, draw_audit_token, is_drawn, receive_audit_token
 from .masked_weights import Served, WeightMasks, read_keys
 from .messages import (
     SAME_VERSION,
@@ -58,7 +58,7 @@ from .messages import (
 from .online import may_run, peak_rss_mb
 from .preprocessed import GB, BackgroundTask, Pace, masks, query_key
 from .rendezvous_two import SeedError
-from .vouching import REQUEST, SessionNotes, vouch_as_dealer
+from .statements import REQUEST, SessionNotes, vouch_as_dealer
 
 
 def tuple_masks(seed: bytes, number: int) -> Stream:
@@ -235,7 +235,7 @@ class DealerParty(SessionDealer):
         corrections = Corrections(self.leader, correlations.layout, self._room)
         correlations.deal(streams, corrections, self._weights, self._states)
         if self._program.audits:
-            self.leader.send(draw_card(self._program, query_key(self._seeds[1], number), self.draw))
+            self.leader.send(draw_audit_token(self._program, query_key(self._seeds[1], number), self.draw))
 
     def _room(self, ahead: int, total: int) -> None:
         """Wait until the leader has room for the next piece of corrections."""
@@ -321,7 +321,7 @@ class DealtRuns(NamedTuple):
 
     tapes: list[Tape]
     report: dict[str, Any]
-    card: AuditToken | None
+    audit_token: AuditToken | None
 
 
 class RemoteDealer:
@@ -363,15 +363,15 @@ class RemoteDealer:
             self._more(ahead, total)
 
         tapes = self.served.lead(key, self.channel, correlations, states, pause)
-        card = receive_card(self.channel, self.served.program)
-        return DealtRuns(tapes, receive_for_query(self.channel, "dealt", number), card)
+        audit_token = receive_audit_token(self.channel, self.served.program)
+        return DealtRuns(tapes, receive_for_query(self.channel, "dealt", number), audit_token)
 
     def frames(self, number: int) -> Iterator[bytearray]:
         """The corrections of a query as they arrive, for a file. Errors: `SlotsBusy`, too."""
         self._ask(number)
         for size in paced(self.served.correlations().layout, self._more):
             yield self.channel.recv(size)
-        if size := audit_traffic(self.served.program).card:
+        if size := audit_traffic(self.served.program).audit_token:
             yield self.channel.recv(size)
         receive_for_query(self.channel, "dealt", number)
 

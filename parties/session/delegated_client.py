@@ -19,7 +19,7 @@ from ...protocols.delegated.group import ClientGroup, MaskedRows
 from ...protocols.errors import PeerDeviated, PeerGone, PeerProtocolError
 from ...protocols.rounds import HEAD
 from ...protocols.seeds import new_seed
-from ..config import UseSpool
+from ..config import UseStore
 from ..receipts.statement import SessionFacts, SignedStatement, Signer
 from ..transport.frames import printable
 from .delegation import (
@@ -31,7 +31,7 @@ from .delegation import (
     DelegatedNotes,
     PassBlock,
     PublicWeights,
-    Store,
+    StorePasses,
     corrections_bytes,
     deal,
     memory_bytes,
@@ -53,8 +53,8 @@ from .messages import (
 )
 from .online import Answer, Progress, Timings, peak_rss_mb
 from .preprocessed import BackgroundTask, query_key
-from .spool import Proposals, Ref, Spool, SpoolError
-from .vouching import vouched_for
+from .preprocessing_store import PreprocessingStore, Proposals, Ref, StoreError
+from .statements import vouched_for
 
 BLOCK_BYTES, BLOCK_RUNS = 16_000_000, 16  # of corrections of equal passes that follow each other, made at once
 OWN = "local"  # in the place of a dealer's address
@@ -67,8 +67,8 @@ class DelegatingClient:
     groups       this side's groups, with its own check
     seed_dealer  leaves this side's seed with the dealer
     on_pass      called after each pass
-    spool        masks of passes to come, whose corrections the server has stored; bound to its folder
-    use_spool    "auto": those of the spool first, then live ones; "only": never live ones; "off": never the spool's
+    store        masks of passes to come, whose corrections the server has stored; bound to its folder
+    use_store    "auto": those of the store first, then live ones; "only": never live ones; "off": never the store's
     session      the session's id
     dealt_by     who makes the corrections that are stored: the dealer's address
     own          in place of a dealer: what this side makes them with itself, so that nobody else ever has its masks
@@ -76,10 +76,10 @@ class DelegatingClient:
     A pass that ends in its midst ends the session: the masks that it has not used are never used. One that is refused
     before its first call (SlotsBusy, LimitReached) has used none, and may be asked for again.
 
-    A pass of the spool is marked as used, on the disk, before the server hears which one it is: what the server says
+    A pass of the store is marked as used, on the disk, before the server hears which one it is: what the server says
     of it makes no mask come twice. Masks are for one server, one dealer and one sequence of calls.
 
-    Errors: SpoolError, of one pass; PeerError; PeerDeviated for a wrong answer, before another message is sent.
+    Errors: StoreError, of one pass; PeerError; PeerDeviated for a wrong answer, before another message is sent.
     """
 
     signer: Signer | None = None  # of this side; only with it there are receipts
@@ -93,14 +93,14 @@ class DelegatingClient:
         *,
         waiting: Waiting | None = None,
         on_pass: OnPass | None = None,
-        spool: Spool | None = None,
-        use_spool: UseSpool = "auto",
+        store: PreprocessingStore | None = None,
+        use_store: UseStore = "auto",
         session: str = "",
         dealt_by: str = "",
         own: PublicWeights | None = None,
     ) -> None:
         self.notes = DelegatedNotes(manifest, session)
-        self.spool, self.use_spool, self.session, self.dealt_by, self.own = spool, use_spool, session, dealt_by, own
+        self.store, self.use_store, self.session, self.dealt_by, self.own = store, use_store, session, dealt_by, own
         self._proposals: dict[GroupCalls, Proposals] = {}
         self._unused: dict[GroupCalls, Entry] = {}  # marked as used, of passes that the server has refused
         self._marking: dict[GroupCalls, BackgroundTask[Entry | None]] = {}  # the same of passes to come
@@ -118,8 +118,8 @@ class DelegatingClient:
         self.open = True
 
     def set_up(self) -> None:
-        """The dealer gets this side's seed, and the server its dealer: with a spool, once they are needed."""
-        if self.spool is None or self.use_spool == "off":
+        """The dealer gets this side's seed, and the server its dealer: with a store, once they are needed."""
+        if self.store is None or self.use_store == "off":
             self._go_live()
 
     def begin(self, sequence: GroupCalls) -> None:
@@ -128,7 +128,7 @@ class DelegatingClient:
             raise PeerGone("server", "serves a session that another process has opened", "open a new session")
         try:
             number, key = self._stored_pass(sequence) or self._live_pass(sequence)
-        except (SlotsBusy, LimitReached, SpoolError):
+        except (SlotsBusy, LimitReached, StoreError):
             self.refused = True
             raise
         self._in_pass = True
@@ -195,10 +195,10 @@ class DelegatingClient:
 
     def precompute(self, sequence: GroupCalls, count: int, progress: Progress | None = None) -> None:
         """Have the corrections of `count` passes made and stored. `kept` counts those of this session, also after an
-        error. All of one session are for one sequence. Errors: SpoolError, SlotsBusy; the session goes on."""
-        assert self.spool is not None
+        error. All of one session are for one sequence. Errors: StoreError, SlotsBusy; the session goes on."""
+        assert self.store is not None
         if self._stored != sequence:
-            self.spool.begin(self.session, self.manifest.digest, self._bound(sequence))
+            self.store.begin(self.session, self.manifest.digest, self._bound(sequence))
             self._stored = sequence
         if self.own is None:
             self._go_live()
@@ -207,7 +207,9 @@ class DelegatingClient:
             block = self._more(known, sequence, count - done, MOST_RUNS)
             self._number = self._dealt
             keys = [query_key(self._seed, number) for number in range(block.first, self._dealt)]
-            self.server.send_message(Store(store=block, mine=self.own is not None).model_dump(exclude_defaults=True))
+            self.server.send_message(
+                StorePasses(store=block, mine=self.own is not None).model_dump(exclude_defaults=True)
+            )
             reply = receive_expected(self.server, ("send", "stored", "full"), self.waiting)
             if "send" in reply and self.own is not None:
                 for corrections in deal(self.own, keys, self._certificate, sequence):
@@ -215,13 +217,13 @@ class DelegatingClient:
                 self.notes.passed_on(sent=block.runs * corrections_bytes(self._sizes, sequence, self.manifest.ring))
                 reply = receive_expected(self.server, ("stored", "full"), self.waiting)
             if "full" in reply:
-                raise SpoolError(self.server.peer, f"{printable(reply.get('what'))} (kept {done} of {count})")
+                raise StoreError(self.server.peer, f"{printable(reply.get('what'))} (kept {done} of {count})")
             if reply.get("stored") != block.first:
                 raise out_of_place(self.server)
             try:
                 for number, key in enumerate(keys, block.first):
-                    self.spool.add(self.session, number, key)
-            except SpoolError:
+                    self.store.add(self.session, number, key)
+            except StoreError:
                 self.server.send_message({"stop": block.first})
                 raise
             self.server.send_message({"kept": block.first})
@@ -238,15 +240,15 @@ class DelegatingClient:
 
     def _stored_pass(self, sequence: GroupCalls) -> tuple[int, bytes] | None:
         """Number and key of a pass on stored corrections, which the server has, too; None: there are no more."""
-        if self.spool is None or self.use_spool == "off":
+        if self.store is None or self.use_store == "off":
             return None
         bound = self._bound(sequence)
-        proposals = self._proposals.setdefault(sequence, Proposals(self.spool, self.manifest.digest, bound))
-        take = partial(self._take, self.spool, proposals)
+        proposals = self._proposals.setdefault(sequence, Proposals(self.store, self.manifest.digest, bound))
+        take = partial(self._take, self.store, proposals)
         while (entry := self._marked(sequence) or take()) is not None:
             ref, number = Ref(session=entry.session, number=entry.number), self._number
             self._number += 1
-            ask = AskPass(query=number, sequence=self._declare(sequence), spool=ref)
+            ask = AskPass(query=number, sequence=self._declare(sequence), store=ref)
             self.server.send_message(ask.model_dump(exclude_defaults=True))
             try:
                 reply = receive_expected(self.server, ("ready", "missing", "spent"), self.waiting)
@@ -259,25 +261,25 @@ class DelegatingClient:
                 self._ready, self._ahead = reply, True
                 self._row = (ref, row_of(self._row, ref))
                 if self._row[1] >= ROW:
-                    self._marking[sequence] = BackgroundTask(take, "spool")
+                    self._marking[sequence] = BackgroundTask(take, "store")
                 return number, entry.key
             elif "spent" not in reply:
                 raise out_of_place(self.server)
-        if self.use_spool == "only":
+        if self.use_store == "only":
             remedy = "make some with `blindformer precompute`, or allow live ones"
             where = f"holds no masks for {sequence[0][1]} rows, this model, server and dealer; {remedy}"
-            raise SpoolError(self.spool.folder, where)
+            raise StoreError(self.store.folder, where)
         return None
 
     def _marked(self, sequence: GroupCalls) -> Entry | None:
         """What was marked before, and not used."""
         marking = self._marking.pop(sequence, None)
-        return self._unused.pop(sequence, None) if marking is None else marking.result([], "spool")
+        return self._unused.pop(sequence, None) if marking is None else marking.result([], "store")
 
-    def _take(self, spool: Spool, proposals: Proposals) -> Entry | None:
-        """The next masks of the spool, used from now on whatever becomes of them."""
+    def _take(self, store: PreprocessingStore, proposals: Proposals) -> Entry | None:
+        """The next masks of the store, used from now on whatever becomes of them."""
         while (ref := proposals.next()) is not None:
-            if (entry := spool.ledger.take(ref.session, ref.number)) is not None:
+            if (entry := store.ledger.take(ref.session, ref.number)) is not None:
                 return entry
         return None
 

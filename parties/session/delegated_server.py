@@ -27,7 +27,7 @@ from .delegation import (
     DelegatedNotes,
     PassBlock,
     PublicWeights,
-    Store,
+    StorePasses,
     corrections_bytes,
     deal,
     parts_of,
@@ -49,8 +49,8 @@ from .messages import (
 )
 from .online import OnQuery, Timings, peak_rss_mb
 from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, TaskQueue, query_key
-from .spool import Missing, Ref, Spool, SpoolError, answer_proposal
-from .vouching import REQUEST, vouch_as_server
+from .preprocessing_store import Missing, PreprocessingStore, Ref, StoreError, answer_proposal
+from .statements import REQUEST, vouch_as_server
 
 BLOCKS = 3  # whose corrections are here or being made
 
@@ -70,7 +70,7 @@ class DelegatedServer:
     dealer   dials this session's dealer
     memory   bytes that the corrections of one block may take
     count    called once for each pass: LimitReached refuses it
-    spool    stored corrections; `client_id`: the fingerprint of the client's certificate, for which alone they are
+    store    stored corrections; `client_id`: the fingerprint of the client's certificate, for which alone they are
     session  the session's id
     check_dealer  asked while the dealer is waited for: PeerError ends the session
     signer   signs what this side vouches for, if the client asks for a receipt
@@ -88,13 +88,13 @@ class DelegatedServer:
         memory: float = MEMORY_BYTES,
         count: Callable[[int], None] | None = None,
         check_dealer: Callable[[], None] | None = None,
-        spool: Spool | None = None,
+        store: PreprocessingStore | None = None,
         client_id: str = "",
         session: str = "",
         signer: Signer | None = None,
     ) -> None:
         self.signer, self.notes = signer, DelegatedNotes(weights.manifest, session)
-        self.spool, self.client_id, self.session = spool, client_id, session
+        self.store, self.client_id, self.session = store, client_id, session
         self._stored: GroupCalls = ()  # the sequence whose corrections this session stores
         self._counted = False  # a pass that was refused since
         self._row: tuple[Ref | None, int] = None, 0
@@ -121,7 +121,7 @@ class DelegatedServer:
                 if timings is not None and on_query:
                     on_query(ask.query, timings)
             elif "store" in message:
-                self._store(read(self.client, Store, message))
+                self._store(read(self.client, StorePasses, message))
             elif message == REQUEST:
                 args = self.client, self._dealer, self._background, self.signer, self.notes
                 vouch_as_server(*args, Meter(), self.weights.manifest.digest)
@@ -160,7 +160,7 @@ class DelegatedServer:
             if self.count is not None and not self._counted:
                 self.count(1)
             self._counted, started = True, time.perf_counter()
-            kept = self._corrections(ask) if ask.spool is None else self._take(ask.query, ask.spool, sequence)
+            kept = self._corrections(ask) if ask.store is None else self._take(ask.query, ask.store, sequence)
             if kept is None:
                 return None
             (dealt, at), self._counted = kept, False
@@ -256,19 +256,19 @@ class DelegatedServer:
     def _size(self, sequence: GroupCalls) -> int:
         return corrections_bytes(self.weights.sizes, sequence, self.weights.ring)
 
-    def _store(self, asked: Store) -> None:
+    def _store(self, asked: StorePasses) -> None:
         """Store a block: the dealer's, or the client's own."""
         block, sequence = asked.store, self._sequence(asked.store.sequence)
         if self._stored not in ((), sequence):
             raise out_of_place(self.client)
         digest, corrections = self.weights.manifest.digest, None
         try:
-            if self.spool is None:
-                raise SpoolError("server", "keeps no spool; start it with one")
+            if self.store is None:
+                raise StoreError("server", "keeps no store; start it with one")
             if not self._stored:
-                self.spool.begin(self.session, digest, stored_for(sequence), self.client_id)
+                self.store.begin(self.session, digest, stored_for(sequence), self.client_id)
                 self._stored = sequence
-            self.spool.room(block.runs * self._size(sequence), self.client_id)
+            self.store.room(block.runs * self._size(sequence), self.client_id)
             if asked.mine:
                 self._next(block)
                 self.client.send_message({"send": block.first})
@@ -279,33 +279,33 @@ class DelegatedServer:
                     dealt = self._deal(block).result([self.client], "corrections", self.check_dealer)
                     corrections = dealt.corrections
             if corrections is not None:
-                keeping = partial(self._keep, self.spool, block, corrections)
-                self._background.begin(keeping, "spool").result([self.client], "spool")
+                keeping = partial(self._keep, self.store, block, corrections)
+                self._background.begin(keeping, "store").result([self.client], "store")
                 self.client.send_message({"stored": block.first})
-                self._confirm(self.spool, block)
-        except SpoolError as error:
+                self._confirm(self.store, block)
+        except StoreError as error:
             self.client.send_message({"full": block.first, "what": error.what})
 
-    def _confirm(self, spool: Spool, block: PassBlock) -> None:
+    def _confirm(self, store: PreprocessingStore, block: PassBlock) -> None:
         """Without the client's keys they are of no use: then a sweep removes them."""
         kept = False
         try:
             kept = "kept" in receive_expected(self.client, ("kept", "stop"))
         finally:
             if not kept:
-                spool.ledger.doubt(self.session, block.first, block.first + block.runs)
+                store.ledger.doubt(self.session, block.first, block.first + block.runs)
 
-    def _keep(self, spool: Spool, block: PassBlock, corrections: Sequence[Tensor]) -> None:
+    def _keep(self, store: PreprocessingStore, block: PassBlock, corrections: Sequence[Tensor]) -> None:
         for run in range(block.runs):
             self._background.step()
             # This side has no key of its own: the ledger's row has any.
             frames = (bytes(pack_ring(part[run], self.weights.ring)) for part in corrections)
-            spool.add(self.session, block.first + run, new_seed(), frames)
+            store.add(self.session, block.first + run, new_seed(), frames)
 
     def _take(self, number: int, ref: Ref, sequence: GroupCalls) -> tuple[DealtBlock, int] | None:
         """Stored corrections, marked as used; None where there are none, and the client knows it."""
         work = self._coming.pop((ref, sequence), None) or self._load(ref, sequence)
-        loaded = work.result([self.client], "spool")
+        loaded = work.result([self.client], "store")
         if not isinstance(loaded, DealtBlock):
             self.client.send_message(loaded | ({"spent": number} if "spent" in loaded else {}))
             return None
@@ -317,24 +317,24 @@ class DelegatedServer:
 
     def _load(self, ref: Ref, sequence: GroupCalls) -> BackgroundTask[DealtBlock | dict[str, Any]]:
         """The corrections, or what to say in their place."""
-        spool, wanted = self.spool, (self.weights.manifest.digest, stored_for(sequence), self.client_id)
+        store, wanted = self.store, (self.weights.manifest.digest, stored_for(sequence), self.client_id)
 
         def load() -> DealtBlock | dict[str, Any]:
             started = time.perf_counter()
             try:
-                entry = Missing(False, None) if spool is None else answer_proposal(spool, ref, *wanted)
+                entry = Missing(False, None) if store is None else answer_proposal(store, ref, *wanted)
                 if isinstance(entry, Missing):
                     return entry.message(ref)
-                assert spool is not None
-                content: Any = Replay(memoryview(spool.fetch(entry)))
+                assert store is not None
+                content: Any = Replay(memoryview(store.fetch(entry)))
                 if entry.bytes != self._size(sequence):
-                    raise SpoolError("server", "the corrections are another model's; they are spent: ask again")
-            except SpoolError as error:
+                    raise StoreError("server", "the corrections are another model's; they are spent: ask again")
+            except StoreError as error:
                 return {"spent": 0, "what": error.what}
             corrections = receive_dealt(content, self.weights, sequence, 1)
             return DealtBlock(corrections, time.perf_counter() - started, {})
 
-        return self._background.begin(load, "spool")
+        return self._background.begin(load, "store")
 
 
 class DelegatedDealer(SessionDealer):

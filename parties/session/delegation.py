@@ -14,7 +14,7 @@ Made ahead, for passes of later sessions:
     server -> client   {"send": n}, if mine; then the client sends what the dealer would
                        {"stored": n}                                     now the client keeps the keys of these passes
     client -> server   {"kept": n}, or "stop"; without it the server sweeps them away later
-    client -> server   {"query": n, "sequence": k, "spool": {...}}       on stored ones, which the client has marked
+    client -> server   {"query": n, "sequence": k, "store": {...}}       on stored ones, which the client has marked
     server -> client   {"ready": n}, or "missing", or "spent"
 
 Numbers count up, and each is dealt once and used once. What a peer gains that lies about a sequence: other masks, so an
@@ -42,8 +42,8 @@ from ...protocols.errors import PeerProtocolError
 from ...protocols.wire import wire_bytes
 from .messages import Message
 from .preprocessed import GB
-from .spool import Number, Ref
-from .vouching import SessionNotes
+from .preprocessing_store import Number, Ref
+from .statements import SessionNotes
 
 ADVERSARY = "parties that deviate in any way, as long as server and dealer do not collude; answers are checked"
 PROTOCOL = "delegated"
@@ -76,13 +76,13 @@ class PassBlock(Message):
 
 class AskPass(Message):
     """Pass `query` follows, through this sequence. Where its corrections are not there yet, those of `runs` passes are
-    made, from it on. `ahead`: what may be made while it runs. `spool`: on these stored ones."""
+    made, from it on. `ahead`: what may be made while it runs. `store`: on these stored ones."""
 
     query: Number
     sequence: _Small
     runs: _Runs = 1
     ahead: PassBlock | None = None
-    spool: Ref | None = None
+    store: Ref | None = None
 
 
 class Ahead(Message):
@@ -91,7 +91,7 @@ class Ahead(Message):
     ahead: PassBlock
 
 
-class Store(Message):
+class StorePasses(Message):
     """The corrections of these passes are to be stored. `mine`: the client makes them itself."""
 
     store: PassBlock
@@ -179,7 +179,7 @@ def row_of(before: tuple[Ref | None, int], ref: Ref) -> int:
 
 
 def stored_for(sequence: GroupCalls, *bound: str) -> str:
-    """What stored corrections are for, in a spool, beside the manifest: this sequence, and the parties `bound`."""
+    """What stored corrections are for, in a store, beside the manifest: this sequence, and the parties `bound`."""
     return hashlib.sha256(json.dumps([sequence, bound]).encode()).hexdigest()
 
 

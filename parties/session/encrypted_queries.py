@@ -34,7 +34,7 @@ from ...protocols.ckks.sealed import SealedError, check_sealed
 from ...protocols.errors import PeerGone, PeerProtocolError, PeerRefused, PeerTimeout
 from .messages import ComputeSlots, Message, Waiting, goodbye, out_of_place, read, receive_expected, refusing, requests
 from .online import OnQuery, Timings, peak_rss_mb, rss_mb
-from .spool import Number
+from .preprocessing_store import Number
 
 PROTOCOL, SERVER = "ckks", "server"
 NEWS_SECONDS = 10.0  # between two signs of life of a query that computes

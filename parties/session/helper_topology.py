@@ -65,8 +65,8 @@ from .messages import (
 from .online import Answer, OnQuery, Progress, QueryingParty, Timings, check_runs, peak_rss_mb, rows_of_a_run
 from .preprocessed import BackgroundTask
 from .rendezvous_two import my_hello
+from .statements import REQUEST, SessionNotes, able_to_sign, in_all, receive_statements, send_statements, sign
 from .two_party_client import ClientParty
-from .vouching import REQUEST, SessionNotes, able_to_sign, in_all, receive_statements, send_statements, sign
 
 REPORTED = ("helper_offline_s", "helper_online_s", "helper_peak_rss_mb", "server_offline_s", "server_online_s",
             "server_peak_rss_mb", "dealer_s", "dealer_peak_rss_mb")  # fmt: skip
@@ -136,9 +136,9 @@ class OwnerParty(QueryingParty):
         shares = Shares(query=number, part=handed.turn.part, revealed=handed.revealed)
         if self.counts:
             self.server.send_message({"count": shares.message()})
-            self._hear(self.server, "counted", number)
+            self._expect(self.server, "counted", number)
         self.helper.send_message({"query": number, **handed.message()})
-        self._hear(self.helper, "ready", number)
+        self._expect(self.helper, "ready", number)
         offline, started = time.perf_counter() - started, time.perf_counter()
         self._send_shares(sources, shares)
         self.number += 1
@@ -171,10 +171,10 @@ class OwnerParty(QueryingParty):
     def _receive(
         self, channel: Channel, number: int, layout: Layout | None = None
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        reply, layout = self._hear(channel, "answer", number), layout or answer_layout(self.program)
+        reply, layout = self._expect(channel, "answer", number), layout or answer_layout(self.program)
         return reply, unpack_shares(channel.recv(layout_bytes(layout)), layout)
 
-    def _hear(self, channel: Channel, name: str, number: int) -> dict[str, Any]:
+    def _expect(self, channel: Channel, name: str, number: int) -> dict[str, Any]:
         return receive_for_query(channel, name, number, self.waiting)
 
 

@@ -153,7 +153,7 @@ _STATES = ("ready", "used", "skipped", "broken")
 _READY = _QUERIES.c.state == "ready"
 
 
-class SpoolError(BlindformerError):
+class StoreError(BlindformerError):
     """Correlations on disk cannot be used, or no more can be added. At most one query's correlations are lost.
 
     `where`: a file or folder, or the party that reports it. `what` goes to the peer, too.
@@ -198,7 +198,7 @@ class LedgerRow:
 
 
 class Ledger:
-    """One party's ledger. Errors of all methods: `SpoolError`.
+    """One party's ledger. Errors of all methods: `StoreError`.
 
     path    its file; the keys lie beside it
     shared  instead of the file, a Postgres database (URL) for several servers, which share that folder, too
@@ -210,8 +210,8 @@ class Ledger:
         self.path, self.keys, self.bound = path, Keys(path.with_name(KEYS)), bound
         self.database = Database(shared or path, _TABLES, "ledger", FORMAT, self._fails, self._prepare)
 
-    def _fails(self, what: str) -> SpoolError:
-        return SpoolError(self.database.name, what)
+    def _fails(self, what: str) -> StoreError:
+        return StoreError(self.database.name, what)
 
     def open_session(self, session: str, program: str, weights: str, peer: str) -> None:
         """`peer`: the fingerprint of the client's certificate, at the server."""
@@ -271,7 +271,7 @@ class Ledger:
 
     def _audit(self, db: Connection, key: bytes, session: str, number: int) -> bool:
         """Note a use of the key; False if it is among the last `NOTED` uses. A key comes twice by a bug, or from a copy
-        of a spool, soon after; for a number of the spool, its row says for good whether it was used."""
+        of a store, soon after; for a number of the store, its row says for good whether it was used."""
         note = {"tag": audit_tag(key), "session": session, "number": number, "at": time.time()}
         if note["tag"].startswith(SWEPT):
             last = select(_AUDIT.c.at).order_by(_AUDIT.c.at.desc()).offset(NOTED).limit(1).scalar_subquery()
@@ -322,7 +322,7 @@ class Ledger:
             self.keys.wipe(slots)
         except OSError as error:
             what = f"cannot be written ({error.strerror}); see whether the folder is there and may be written to"
-            raise SpoolError(self.keys.path, what) from None
+            raise StoreError(self.keys.path, what) from None
 
     def next_ready(self, session: str, at_least: int = 0) -> int | None:
         chosen = (_QUERIES.c.session == session, _READY, _QUERIES.c.number >= at_least)
@@ -367,7 +367,7 @@ class Ledger:
             return [LedgerRow(**dict(zip(names, row, strict=True))) for row in db.execute(query)]
 
     def audit(self) -> list[tuple[str, str, int]]:
-        """(tag, session, number) of used correlations, spooled and live, in order: at least the last `NOTED`."""
+        """(tag, session, number) of used correlations, stored and live, in order: at least the last `NOTED`."""
         query = select(_AUDIT.c.tag, _AUDIT.c.session, _AUDIT.c.number).order_by(_AUDIT.c.at)
         with self.database.read() as db:
             return [(tag, session, number) for tag, session, number in db.execute(query)]
@@ -378,7 +378,7 @@ class Ledger:
         self._discard_if_copied(db)
         if self.keys.path.exists():
             if os.name == "posix" and self.keys.path.stat().st_mode & 0o077:
-                raise SpoolError(self.keys.path, f"can be read by others; run: chmod 600 {self.keys.path}")
+                raise StoreError(self.keys.path, f"can be read by others; run: chmod 600 {self.keys.path}")
             ready = set(db.execute(select(_QUERIES.c.slot).where(_READY)).scalars())
             self.keys.wipe(self.keys.filled() - ready)
 
@@ -407,10 +407,10 @@ class Ledger:
         mark = self.path.with_name(SHARED)
         if self.database.file:
             if mark.exists():
-                raise SpoolError(mark.parent, "has its ledger in a database; give that, too (server.database)")
+                raise StoreError(mark.parent, "has its ledger in a database; give that, too (server.database)")
             return
         if self.path.exists():
-            raise SpoolError(mark.parent, "has a ledger of its own; give servers that share one a new, empty folder")
+            raise StoreError(mark.parent, "has a ledger of its own; give servers that share one a new, empty folder")
         mark.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with suppress(FileExistsError), whole_file(mark, durable=True, new=True) as stream:
             stream.write(secrets.token_hex(16).encode())
@@ -418,7 +418,7 @@ class Ledger:
         if noted is None:
             db.execute(_FOLDER.insert().values(id=mine))
         elif noted != mine:
-            what = f"is the ledger of another folder than {mark.parent}; mount that one at every server (server.spool)"
+            what = f"is the ledger of another folder than {mark.parent}; mount that one at every server (server.store)"
             raise self._fails(what)
 
 

@@ -17,7 +17,7 @@ from ...protocols.channel import Channel
 from ...protocols.errors import BlindformerError, PeerError, PeerProtocolError
 from ...protocols.seeds import SEED_HEX
 from ..transport.frames import printable
-from .spool import Missing, Number, Ref
+from .preprocessing_store import Missing, Number, Ref
 
 SAME_VERSION = "use the same version at every party"
 
@@ -79,13 +79,13 @@ class Shares(Message):
 
 
 class Ask(Runs):
-    """The client asks for a query, on correlations of the spool or on live ones (None).
+    """The client asks for a query, on correlations of the store or on live ones (None).
 
     `more`: another query follows, on the correlations `then`.
     """
 
     query: Number
-    spool: Ref | None = None
+    store: Ref | None = None
     more: Annotated[bool, Field(strict=True)] = False
     then: Ref | None = None
 

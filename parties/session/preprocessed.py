@@ -26,7 +26,7 @@ from ...protocols.errors import BlindformerError
 from ...protocols.streams import Stream, derive
 from .messages import PartRun
 from .online import rows_of_a_run
-from .spool import Ref
+from .preprocessing_store import Ref
 
 T = TypeVar("T")
 GB = 1_000_000_000
@@ -197,7 +197,7 @@ class Pace:
 
 @dataclass
 class Coming(Generic[T]):
-    """The correlations of the next query: from the spool (`ref`), or live; `task` once they are being made."""
+    """The correlations of the next query: from the store (`ref`), or live; `task` once they are being made."""
 
     ref: Ref | None
     part_run: PartRun

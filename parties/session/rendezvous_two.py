@@ -95,7 +95,7 @@ class KeptSeed(NamedTuple):
 
 class MemorySeeds:
     """Seeds within one process: at most `limit`, at most `each` of one owner, for `seconds`. Of the last 4,096 sessions
-    none gets a second seed, whether the first was used or not; a server's spool knows all of its own. When full, the
+    none gets a second seed, whether the first was used or not; a server's store knows all of its own. When full, the
     oldest seed of the owner with most seeds goes."""
 
     limit, each, seconds = 256, 64, 600.0

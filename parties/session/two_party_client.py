@@ -24,7 +24,7 @@ from ...protocols.ring import Ring
 from ...protocols.rounds import over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
-from ..config import UseSpool
+from ..config import UseStore
 from ..receipts.statement import SessionFacts, SignedStatement
 from ..transport.frames import printable
 from .masked_weights import placement
@@ -44,8 +44,8 @@ from .messages import (
 )
 from .online import Answer, Progress, QueryingParty, Timings, run_online
 from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, Coming, Pace, RunBlock, TaskQueue, masks, query_key
-from .spool import Proposals, Ref, Spool, SpoolError
-from .vouching import SessionNotes, vouched_for
+from .preprocessing_store import PreprocessingStore, Proposals, Ref, StoreError
+from .statements import SessionNotes, vouched_for
 from .weight_transfer import MaskedCache, ReceivedWeights
 
 
@@ -76,13 +76,13 @@ class ClientParty(QueryingParty):
     seed_dealer   leaves this side's seed with the dealer; called at the first query that needs live correlations
     session       the session's id
     cache         a folder for the masked weights; without it they are downloaded in every session
-    spool         preprocessed correlations, and the ledger that notes live ones, too
-    use_spool     "auto": correlations of the spool first, then live; "only": never live; "off": never the spool
+    store         preprocessed correlations, and the ledger that notes live ones, too
+    use_store     "auto": correlations of the store first, then live; "only": never live; "off": never the store
     commitment    to the masked weights that the server must have; empty: any
     device        where this party computes
     waiting       gets the server's messages while this side waits: {"queued": place} or {"waiting": what}
 
-    Errors: `PeerError` and `CorrelationError` end the session. `SlotsBusy` and `SpoolError` end one query: ask again,
+    Errors: `PeerError` and `CorrelationError` end the session. `SlotsBusy` and `StoreError` end one query: ask again,
     in the same session.
     """
 
@@ -95,8 +95,8 @@ class ClientParty(QueryingParty):
         *,
         session: str = "",
         cache: MaskedCache | None = None,
-        spool: Spool | None = None,
-        use_spool: UseSpool = "auto",
+        store: PreprocessingStore | None = None,
+        use_store: UseStore = "auto",
         waiting: Waiting | None = None,
         commitment: str = "",
         device: torch.device = CPU,
@@ -108,12 +108,12 @@ class ClientParty(QueryingParty):
         )  # of the online phase, and of the correlations, which are made before it
         self._block = RunBlock[Tape]()  # correlations of runs to come
         self.server, self.seed_dealer = server, seed_dealer
-        self.session, self.spool, self.use_spool = session, spool, use_spool
+        self.session, self.store, self.use_store = session, store, use_store
         self.waiting, self.notes = waiting, SessionNotes(program, session)
         self.seed = new_seed()
         self.weights = ReceivedWeights(server, program, cache, commitment)
         self.number = 0  # of the next query
-        self.kept, self._begun = 0, False  # correlations added to the spool, and whether that knows the session
+        self.kept, self._begun = 0, False  # correlations added to the store, and whether that knows the session
         self._proposals: Proposals | None = None
         self._live = False
         self._coming: Coming[ClientTape] | None = None  # of the next query
@@ -121,12 +121,12 @@ class ClientParty(QueryingParty):
         self._pace = Pace(self._background)
 
     def set_up(self, progress: Progress | None = None) -> None:
-        """Get the masked weights; leave the seed with the dealer unless the spool comes first."""
+        """Get the masked weights; leave the seed with the dealer unless the store comes first."""
         self.weights.receive(self.waiting, None if progress is None else lambda *done: progress("set-up", *done))
         self.setup_bytes, _ = self.weights.downloaded, self._place
-        if self.spool is not None and self.use_spool != "off" and self.weights.offer.get("spool") is True:
-            self._proposals = Proposals(self.spool, self.program.hash(), self.weights.commitment)
-        if self.use_spool != "only" and self._choose() is None:
+        if self.store is not None and self.use_store != "off" and self.weights.offer.get("store") is True:
+            self._proposals = Proposals(self.store, self.program.hash(), self.weights.commitment)
+        if self.use_store != "only" and self._choose() is None:
             self._go_live()
 
     @cached_property
@@ -191,26 +191,26 @@ class ClientParty(QueryingParty):
         return outputs
 
     def precompute(self, count: int, progress: Progress | None = None) -> None:
-        """Preprocess the correlations of `count` queries. `kept` counts those in the spool, also after an error."""
-        if self.spool is None:
-            what = "makes correlations ahead for a client with a spool; give a folder for it"
-            raise SpoolError(self.server.peer, what)
+        """Preprocess the correlations of `count` queries. `kept` counts those in the store, also after an error."""
+        if self.store is None:
+            what = "makes correlations ahead for a client with a store; give a folder for it"
+            raise StoreError(self.server.peer, what)
         self._skip()
         self._go_live()
         if not self._begun:
-            self.spool.begin(self.session, self.program.hash(), self.weights.commitment)
+            self.store.begin(self.session, self.program.hash(), self.weights.commitment)
             self._begun = True
         self.server.send_message({"precompute": count})
         for done in range(count):
-            reply = self._hear("stored", "full")
+            reply = self._expect("stored", "full")
             if "full" in reply:
-                raise SpoolError(self.server.peer, f"{printable(reply.get('what'))} (kept {done} of {count})")
+                raise StoreError(self.server.peer, f"{printable(reply.get('what'))} (kept {done} of {count})")
             if reply["stored"] != self.number:
                 raise out_of_place(self.server)
             self.number += 1
             try:
-                self.spool.add(self.session, self.number - 1, query_key(self.seed, self.number - 1))
-            except SpoolError:
+                self.store.add(self.session, self.number - 1, query_key(self.seed, self.number - 1))
+            except StoreError:
                 self.server.send_message({"stop": self.number - 1})
                 raise
             self.kept += 1
@@ -241,17 +241,17 @@ class ClientParty(QueryingParty):
         while True:
             coming = self._coming = self._coming or self._plan(self._choose(), part_run)
             after = self._choose(coming.ref) if more else None
-            more = more and (after is not None or self.use_spool != "only")
+            more = more and (after is not None or self.use_store != "only")
             then = self._plan(after, runs.following) if more else None
             number, ref = self.number, None if then is None else then.ref
-            sources = {"spool": coming.ref, "more": more, "then": ref}
+            sources = {"store": coming.ref, "more": more, "then": ref}
             self.server.send_message(Ask.model_validate({**dict(runs), "query": number, **sources}).message())
             if coming.ref is None and coming.task is None:
                 coming.task = self._prepare(number, part_run)
-            reply = self._hear("taken", "missing", "ready", "spent")  # Busy: what is coming is kept for the next time
+            reply = self._expect("taken", "missing", "ready", "spent")  # Busy: what is coming is kept for the next time
             if "taken" in reply and coming.ref is not None:
                 coming.task = self._take(coming.ref)
-                reply = self._hear("ready", "spent")
+                reply = self._expect("ready", "spent")
             self._coming = None
             passed_on = self._passed_on(part_run) if "ready" in reply else bytearray()
             if "missing" in reply and coming.ref is not None:
@@ -259,7 +259,7 @@ class ClientParty(QueryingParty):
                 continue
             self.number += 1
             if "spent" in reply:
-                raise SpoolError(self.server.peer, printable(reply.get("what")))
+                raise StoreError(self.server.peer, printable(reply.get("what")))
             if coming.task is None or reply.get("ready") != number:
                 raise out_of_place(self.server)
             if then is not None:
@@ -269,7 +269,7 @@ class ClientParty(QueryingParty):
                 costs = price(self.program.part(part_run.part))
                 grown = costs.held_bytes - costs.dealt_bytes
                 take_keys(tape, passed_on, keep=are_grown_ahead(grown, costs.dealt_bytes))
-            except SpoolError:
+            except StoreError:
                 self.server.send_message({"abort": number})
                 raise
             self.server.send_message({"go": number})
@@ -302,12 +302,12 @@ class ClientParty(QueryingParty):
             self.number += 1
 
     def _plan(self, ref: Ref | None, part_run: PartRun) -> Coming[ClientTape]:
-        """A query's correlations are to come from the spool, or (None) from the dealer."""
+        """A query's correlations are to come from the store, or (None) from the dealer."""
         if ref is None:
-            if self.use_spool == "only":
+            if self.use_store == "only":
                 remedy = "make some with `blindformer precompute`, or allow live ones"
-                place = "spool" if self.spool is None else self.spool.folder
-                raise SpoolError(place, f"holds no correlations for this model and this server; {remedy}")
+                place = "store" if self.store is None else self.store.folder
+                raise StoreError(place, f"holds no correlations for this model and this server; {remedy}")
             self._go_live()
         return Coming(ref, part_run)
 
@@ -335,8 +335,8 @@ class ClientParty(QueryingParty):
         def prepare() -> ClientTape:
             if (left := block.take(part_run)) is not None:
                 return ClientTape(self._pace.made(left), key)
-            if self.spool is not None:
-                self.spool.ledger.record(key, self.session, number)
+            if self.store is not None:
+                self.store.ledger.record(key, self.session, number)
             self.prepared.truncate(part_run.rows)
             tape = block.fill(part_run, self.program.part(part_run.part), self._tapes(key, part_run))
             return ClientTape(self._pace.made(tape), key)
@@ -344,14 +344,14 @@ class ClientParty(QueryingParty):
         return self._background.begin(prepare, "client")
 
     def _take(self, ref: Ref) -> BackgroundTask[ClientTape]:
-        """This side's correlations from the spool."""
-        spool = self.spool
-        assert spool is not None
+        """This side's correlations from the store."""
+        store = self.store
+        assert store is not None
 
         def take() -> ClientTape:
-            entry = spool.ledger.take(ref.session, ref.number)
+            entry = store.ledger.take(ref.session, ref.number)
             if entry is None:
-                raise SpoolError(spool.folder, "these correlations were used before, so they are left alone; ask again")
+                raise StoreError(store.folder, "these correlations were used before, so they are left alone; ask again")
             (tape,) = self._tapes(entry.key, PartRun())
             return ClientTape(tape, entry.key)
 
@@ -371,8 +371,8 @@ class ClientParty(QueryingParty):
         if not self._live:
             self.seed_dealer(self.seed)
             self.server.send_message({"live": True})
-            self._hear("live")
+            self._expect("live")
             self._live = True
 
-    def _hear(self, *expected: str) -> dict:
+    def _expect(self, *expected: str) -> dict:
         return receive_expected(self.server, expected, self.waiting)

@@ -21,7 +21,7 @@ from ...protocols.rounds import over_channel
 from ...protocols.states import KeptStates
 from ...protocols.streams import new_seed
 from ..receipts.statement import Signer
-from .audits import AuditedRun, AuditToken, receive_card
+from .audits import AuditedRun, AuditToken, receive_audit_token
 from .dealing import RemoteDealer, Replay
 from .helper_topology import OwnerShares
 from .ledger import Entry
@@ -43,8 +43,8 @@ from .messages import (
 )
 from .online import OnQuery, Timings, check_runs, count_of, rows_of_a_run, run_online
 from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, Coming, Pace, RunBlock, TaskQueue, query_key
-from .spool import Missing, Ref, Spool, SpoolError, answer_proposal
-from .vouching import REQUEST, SessionNotes, vouch_as_server
+from .preprocessing_store import Missing, PreprocessingStore, Ref, StoreError, answer_proposal
+from .statements import REQUEST, SessionNotes, vouch_as_server
 from .weight_transfer import send_weights
 
 
@@ -56,7 +56,7 @@ class ServerTape:
     tape: Tape
     seconds: float
     dealt: dict
-    card: AuditToken | None = None
+    audit_token: AuditToken | None = None
 
 
 @dataclass
@@ -80,8 +80,8 @@ class ServerParty:
 
     dealer      dials this session's dealer; called at the first query that needs live correlations
     session     the session's id
-    client_id   the fingerprint of the client's certificate: correlations of the spool are for the client that made them
-    spool       preprocessed correlations, and the ledger that notes live ones, too
+    client_id   the fingerprint of the client's certificate: correlations of the store are for the client that made them
+    store       preprocessed correlations, and the ledger that notes live ones, too
     count       called once for each query, before its answer is computed, with the number of texts, or of tokens that
                 it reveals of a conversation: `LimitReached` refuses the query
     outside     source of input shares and sink of result shares, for a data owner outside the computation
@@ -102,7 +102,7 @@ class ServerParty:
         session: str = "",
         client_id: str = "",
         admission: ComputeSlots | None = None,
-        spool: Spool | None = None,
+        store: PreprocessingStore | None = None,
         outside: OwnerShares | None = None,
         check_peer: Callable[[], None] = lambda: None,
         check_dealer: Callable[[], None] | None = None,
@@ -116,9 +116,9 @@ class ServerParty:
         self.outside, self.count = outside, count
         self.check_peer, self.check_dealer, self.seconds = check_peer, check_dealer, seconds
         self._counted = (-1, 0)  # the last query that was counted, and for what
-        self._begun = False  # whether the spool knows the session
+        self._begun = False  # whether the store knows the session
         self.session, self.client_id = session, client_id
-        self.admission, self.spool = admission or Unlimited(), spool
+        self.admission, self.store = admission or Unlimited(), store
         self.program = served.program
         self.seed = new_seed()
         self.states, self.prepared = (
@@ -139,7 +139,7 @@ class ServerParty:
         """Send the masked weights that the client does not have."""
         _ = self.served.place
         mesh = Mesh(0, {1: self.client})
-        self._sent_weights = send_weights(self.served.masked, mesh, spool=self.spool is not None)
+        self._sent_weights = send_weights(self.served.masked, mesh, store=self.store is not None)
 
     def serve(self, on_query: OnQuery | None = None, idle: float | None = None) -> None:
         """Answer the client's requests until its goodbye. `idle`: seconds it may be silent between queries."""
@@ -243,8 +243,8 @@ class ServerParty:
         if work is None:
             return None
         try:
-            prepared = work.result([self.client], "correlations", None if ask.spool else self.check_dealer)
-        except SpoolError as error:
+            prepared = work.result([self.client], "correlations", None if ask.store else self.check_dealer)
+        except StoreError as error:
             self.number += 1
             self.client.send_message({"spent": ask.query, "what": error.what})
             return None
@@ -264,7 +264,11 @@ class ServerParty:
             self.notes.passed_on(sent=len(passed_on))
         if "go" not in receive_expected(self.client, ("go", "abort")):
             return None
-        audited = None if prepared.card is None else AuditedRun(prepared.card, prepared.tape, self.served, self.client)
+        audited = (
+            None
+            if prepared.audit_token is None
+            else AuditedRun(prepared.audit_token, prepared.tape, self.served, self.client)
+        )
         place = self.served.place
         values = place(self.served.weights)
         if self.outside is not None:
@@ -302,13 +306,13 @@ class ServerParty:
         self.client.send_message({"done": ask.query, **report, **({"audited": True} if ran.is_audit else {})})
 
     def _find(self, ask: Ask) -> BackgroundTask[ServerTape] | None:
-        """The correlations that the client asks for; None if the spool lacks them and the client knows it."""
+        """The correlations that the client asks for; None if the store lacks them and the client knows it."""
         coming, self._coming = self._coming, None
-        if coming is not None and coming.ref == ask.spool:
+        if coming is not None and coming.ref == ask.store:
             return coming.task
-        if ask.spool is None:
+        if ask.store is None:
             return self._deal(ask.query, ask.turn)
-        work, reply = self._take(ask.spool)
+        work, reply = self._take(ask.store)
         if "spent" in reply:
             self.number += 1
         self.client.send_message(reply)
@@ -346,11 +350,11 @@ class ServerParty:
                 return ServerTape(pace.made(left), 0.0, {})
             started = time.perf_counter() - pace.waited  # where it waits for the present run, it makes none
             self.prepared.truncate(part_run.rows)
-            tapes, dealt, card = dealing.lead(number, key, part_run, self.prepared, pace)
-            if self.spool is not None:
-                self.spool.ledger.record(key, self.session, number)
+            tapes, dealt, audit_token = dealing.lead(number, key, part_run, self.prepared, pace)
+            if self.store is not None:
+                self.store.ledger.record(key, self.session, number)
             tape = block.fill(part_run, self.program.part(part_run.part), tapes)
-            return ServerTape(pace.made(tape), time.perf_counter() - pace.waited - started, dealt, card)
+            return ServerTape(pace.made(tape), time.perf_counter() - pace.waited - started, dealt, audit_token)
 
         return self._background.begin(deal, "correlations")
 
@@ -361,67 +365,67 @@ class ServerParty:
         return self._dealing
 
     def _take(self, ref: Ref) -> tuple[BackgroundTask[ServerTape] | None, dict]:
-        """The correlations of the spool that the client proposes, marked as used; and the reply to it."""
-        if self.spool is None:
+        """The correlations of the store that the client proposes, marked as used; and the reply to it."""
+        if self.store is None:
             return None, Missing(False, None).message(ref)
         try:
             entry = answer_proposal(
-                self.spool, ref, self.program.hash(), self.served.masked.catalogue.commitment, self.client_id
+                self.store, ref, self.program.hash(), self.served.masked.catalogue.commitment, self.client_id
             )
-        except SpoolError as error:
+        except StoreError as error:
             return None, {"spent": self.number, "what": error.what}
         if isinstance(entry, Missing):
             return None, entry.message(ref)
-        return self._load(self.spool, entry), {"taken": ref.number}
+        return self._load(self.store, entry), {"taken": ref.number}
 
-    def _load(self, spool: Spool, entry: Entry) -> BackgroundTask[ServerTape]:
+    def _load(self, store: PreprocessingStore, entry: Entry) -> BackgroundTask[ServerTape]:
         def load() -> ServerTape:
             started = time.perf_counter()
-            content = Replay(memoryview(spool.fetch(entry)))
+            content = Replay(memoryview(store.fetch(entry)))
             replay = cast(Channel, content)
             (tape,) = self.served.lead(entry.key, replay, self.served.correlations())
-            card = receive_card(replay, self.program)
+            audit_token = receive_audit_token(replay, self.program)
             if not content.is_whole:
-                raise SpoolError("server", "the correlations are another program's; they are spent: ask again")
-            return ServerTape(tape, time.perf_counter() - started, {}, card)
+                raise StoreError("server", "the correlations are another program's; they are spent: ask again")
+            return ServerTape(tape, time.perf_counter() - started, {}, audit_token)
 
-        return self._background.begin(load, "spool")
+        return self._background.begin(load, "store")
 
     def _precompute(self, count: int) -> None:
         """Preprocess `count` queries' correlations, one by one as the client keeps its part, until a party stops."""
         self._skip()
         try:
-            if self.spool is None:
-                raise SpoolError("server", "keeps no spool; start it with one")
+            if self.store is None:
+                raise StoreError("server", "keeps no store; start it with one")
             if self.program.parts:
-                raise SpoolError("server", "makes the correlations of a conversation while it goes on, not ahead")
+                raise StoreError("server", "makes the correlations of a conversation while it goes on, not ahead")
             dealing = self._dealt_to()
             if not self._begun:
-                self.spool.begin(
+                self.store.begin(
                     self.session, self.program.hash(), self.served.masked.catalogue.commitment, self.client_id
                 )
                 self._begun = True
             with refusing(self.client):
                 for _ in range(count):
                     number = self.number
-                    self.spool.room(price(self.program).dealt_bytes, self.client_id)
+                    self.store.room(price(self.program).dealt_bytes, self.client_id)
                     with self._slot(number):
-                        self._store(self.spool, dealing, number).result([self.client], "correlations")
+                        self._store(self.store, dealing, number).result([self.client], "correlations")
                     self.number += 1
                     self.client.send_message({"stored": number})
                     if "kept" not in receive_expected(self.client, ("kept", "stop")):
                         return
-        except SpoolError as error:
+        except StoreError as error:
             self.client.send_message({"full": count, "what": error.what})
 
-    def _store(self, spool: Spool, dealing: RemoteDealer, number: int) -> BackgroundTask[None]:
+    def _store(self, store: PreprocessingStore, dealing: RemoteDealer, number: int) -> BackgroundTask[None]:
         frames = dealing.frames(number)
 
-        def store() -> None:
+        def write() -> None:
             try:
-                spool.add(self.session, number, query_key(self.seed, number), frames)
+                store.add(self.session, number, query_key(self.seed, number), frames)
             finally:
                 for _ in frames:  # the dealer's stream comes to its end even if the disk took only a part of it
                     pass
 
-        return self._background.begin(store, "spool")
+        return self._background.begin(write, "store")

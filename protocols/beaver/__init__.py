@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from ..base import Offer
+from ..base import ProtocolInfo
 from ..operations import of_kind
 
 
@@ -18,10 +18,10 @@ def _computes() -> frozenset[str]:
     return of_kind("source", "local") | primitives().keys()
 
 
-PROTOCOL = Offer(
+PROTOCOL = ProtocolInfo(
     "beaver",
     parties="server, client, offline dealer",
     security="semi-honest, no two parties collude; masks from AES-128-CTR, openings uniform over the ring",
     exact=True,
-    computes=_computes,
+    list_operations=_computes,
 )

@@ -43,15 +43,15 @@ from .gates import (
     all_of,
     as_number,
     bit_mask,
-    bit_trace,
     gates,
     gates_price,
     number_price,
+    offline_bits,
     through,
 )
 from .lookup import DealerNumbers, MaskPlace, Place, keep_numbers, mask_place
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
-from .values import Shape, Share, Trace, mask_bytes, of_shape
+from .values import OfflineValue, Shape, Share, mask_bytes, of_shape
 
 PARITIES, PAD = 20, 8
 WORD = 64
@@ -113,12 +113,12 @@ class Exponential(Primitive):
         key: str,
         shape: Shape,
         width: int,
-        x: Trace,
+        x: OfflineValue,
         table: Public,
         rate: float,
         fraction: int,
         **place: int,
-    ) -> Trace:
+    ) -> OfflineValue:
         at, rows, count = Place(**place), table.tensor.shape[0], size(x.shape)
         rho = mask_place(offline, x, at)
         cells = _bits_of_cells(offline, f"{key}/cells", x, at)
@@ -127,7 +127,7 @@ class Exponential(Primitive):
         recipe = ExpNumbers(rho, masks, rate, fraction, offline.runs)
         numbers = keep_numbers(offline, key, (*x.shape, 1 + rows, 1), recipe, mask_bytes(width))
         offline.keep(key, ExpCorrelation(cells, masks, numbers))
-        return Trace(key, shape, width)
+        return OfflineValue(key, shape, width)
 
     def run(
         self, online: Online, key: str, width: int, x: Share, table: Public, rate: float, fraction: int, **place: int
@@ -140,12 +140,14 @@ class Exponential(Primitive):
         numbers = correlation.numbers.numbers
         return Share(key, read_exponential(opened.public, table.tensor, mine ^ theirs, numbers, **place), width)
 
-    def cost(self, shape: Shape, width: int, x: Trace, table: Public, rate: float, fraction: int, **place: int) -> Cost:
+    def cost(
+        self, shape: Shape, width: int, x: OfflineValue, table: Public, rate: float, fraction: int, **place: int
+    ) -> Cost:
         rows, count = table.tensor.shape[0], size(shape)
         opened, each = 8 * rows * words(count), _bytes_of_cells(Place(**place).cells) + (1 + rows) * mask_bytes(width)
         return Cost((*ring_opening_cost(x), (opened, opened)), count * each, count * rows)
 
-    def opens(self, x: Trace, table: Public, **more: float) -> list[Opening]:
+    def opens(self, x: OfflineValue, table: Public, **more: float) -> list[Opening]:
         return plain_openings(x, but=("scaled",))
 
 
@@ -153,15 +155,15 @@ class Reached(Primitive):
     op = "reached"
 
     def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, *keep: Public, **place: int
-    ) -> Trace:
+        self, offline: Offline, key: str, shape: Shape, width: int, x: OfflineValue, *keep: Public, **place: int
+    ) -> OfflineValue:
         correlation = ReachedCorrelation(
             _bits_of_cells(offline, f"{key}/cells", x, Place(**place)),
             gates(offline, key, all_of(_parities(x.shape)), size(shape)),
             bit_mask(offline, key, shape, width),
         )
         offline.keep(key, correlation)
-        return bit_trace(key, shape, width, correlation.mask)
+        return offline_bits(key, shape, width, correlation.mask)
 
     def run(self, online: Online, key: str, width: int, x: Share, *keep: Public, **place: int) -> Step:
         opened = yield from online.ring_opened(x)
@@ -175,13 +177,13 @@ class Reached(Primitive):
         some = ~none if online.leader else none
         return (yield from as_number(online, key, shape, width, some, correlation.mask))
 
-    def cost(self, shape: Shape, width: int, x: Trace, *keep: Public, **place: int) -> Cost:
+    def cost(self, shape: Shape, width: int, x: OfflineValue, *keep: Public, **place: int) -> Cost:
         levels, products = gates_price(all_of(_parities(x.shape)), size(shape))
         opening, mask = number_price(shape, width)
         bits = size(x.shape) * _bytes_of_cells(Place(**place).cells)
         return Cost(ring_opening_cost(x) + levels + opening, bits + products + mask)
 
-    def opens(self, x: Trace, *keep: Public, **place: int) -> list[Opening]:
+    def opens(self, x: OfflineValue, *keep: Public, **place: int) -> list[Opening]:
         return plain_openings(x, but=("scaled",))
 
 
@@ -209,7 +211,7 @@ def _bytes_of_cells(cells: int) -> int:
     return max(1, cells // 8)
 
 
-def _bits_of_cells(offline: Offline, label: str, x: Trace, at: Place) -> DealerNumbers:
+def _bits_of_cells(offline: Offline, label: str, x: OfflineValue, at: Place) -> DealerNumbers:
     """Of each x a bit for each cell, in one integer or in several of 64 bits, set at -r_H: [..., 1, integers]."""
     recipe, wide = CellBits(mask_place(offline, x, at)), max(1, at.cells // WORD)
     return keep_numbers(offline, label, (*x.shape, 1, wide), recipe, min(8, _bytes_of_cells(at.cells)), bits=True)

@@ -38,14 +38,14 @@ from .gates import (
     Wires,
     as_number,
     bit_mask,
-    bit_trace,
     gates,
     gates_price,
     number_price,
+    offline_bits,
     through,
 )
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
-from .values import Shape, Share, Trace
+from .values import OfflineValue, Shape, Share
 
 BLOCK = 4
 SUBSETS = range(1, 1 << BLOCK)  # of a block's bits, as masks
@@ -130,18 +130,26 @@ class Less(Primitive):
     op = "less"
 
     def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, threshold: int, bits: int, drop: int = 0
-    ) -> Trace:
+        self,
+        offline: Offline,
+        key: str,
+        shape: Shape,
+        width: int,
+        x: OfflineValue,
+        threshold: int,
+        bits: int,
+        drop: int = 0,
+    ) -> OfflineValue:
         return _correlate(offline, key, shape, width, x, bits, drop, labels=[key])
 
     def run(self, online: Online, key: str, width: int, x: Share, threshold: int, bits: int, drop: int = 0) -> Step:
         (below,), mask = yield from _below(online, key, x, [threshold], bits, drop)
         return (yield from as_number(online, key, x.shape, width, below, mask))
 
-    def cost(self, shape: Shape, width: int, x: Trace, threshold: int, bits: int, drop: int = 0) -> Cost:
+    def cost(self, shape: Shape, width: int, x: OfflineValue, threshold: int, bits: int, drop: int = 0) -> Cost:
         return _cost(shape, width, x, bits, drop, thresholds=1)
 
-    def opens(self, x: Trace, threshold: int, bits: int, drop: int = 0) -> list[Opening]:
+    def opens(self, x: OfflineValue, threshold: int, bits: int, drop: int = 0) -> list[Opening]:
         return plain_openings(x, but=("scaled",))
 
 
@@ -157,12 +165,12 @@ class Sides(Primitive):
         key: str,
         shape: Shape,
         width: int,
-        x: Trace,
+        x: OfflineValue,
         low: int,
         high: int,
         bits: int,
         drop: int = 0,
-    ) -> Trace:
+    ) -> OfflineValue:
         return _correlate(offline, key, shape, width, x, bits, drop, labels=[f"{key}/low", f"{key}/high"])
 
     def run(
@@ -174,22 +182,22 @@ class Sides(Primitive):
         sides = torch.cat(list(planes), -1)
         return (yield from as_number(online, key, tuple(sides.shape), width, to_planes(sides, 1)[0], mask))
 
-    def cost(self, shape: Shape, width: int, x: Trace, low: int, high: int, bits: int, drop: int = 0) -> Cost:
+    def cost(self, shape: Shape, width: int, x: OfflineValue, low: int, high: int, bits: int, drop: int = 0) -> Cost:
         return _cost(shape, width, x, bits, drop, thresholds=2)
 
-    def opens(self, x: Trace, low: int, high: int, **read: int) -> list[Opening]:
+    def opens(self, x: OfflineValue, low: int, high: int, **read: int) -> list[Opening]:
         return plain_openings(x, but=("scaled",))
 
 
 def _correlate(
-    offline: Offline, key: str, shape: Shape, width: int, x: Trace, bits: int, drop: int, labels: list[str]
-) -> Trace:
+    offline: Offline, key: str, shape: Shape, width: int, x: OfflineValue, bits: int, drop: int, labels: list[str]
+) -> OfflineValue:
     """`labels`: one for each threshold."""
     _bits_of_mask(offline, x, bits, drop)
     levels = [gates(offline, label, tree(_blocks(bits - drop)), size(x.shape)) for label in labels]
     mask = bit_mask(offline, key, shape, width)
     offline.keep(key, SignCorrelation(levels, mask))
-    return bit_trace(key, shape, width, mask)
+    return offline_bits(key, shape, width, mask)
 
 
 def _below(online: Online, key: str, x: Share, thresholds: list[int], bits: int, drop: int) -> Step:
@@ -210,7 +218,7 @@ def _below(online: Online, key: str, x: Share, thresholds: list[int], bits: int,
     return signs, correlation.mask
 
 
-def _cost(shape: Shape, width: int, x: Trace, bits: int, drop: int, thresholds: int) -> Cost:
+def _cost(shape: Shape, width: int, x: OfflineValue, bits: int, drop: int, thresholds: int) -> Cost:
     blocks = _blocks(bits - drop)
     joins, products = gates_price(tree(blocks), size(x.shape))
     opening, mask = number_price(shape, width)
@@ -225,7 +233,7 @@ def _named(bits: int, drop: int) -> str:
     return f"bits{bits}-{drop}" if drop else f"bits{bits}"
 
 
-def _bits_of_mask(offline: Offline, x: Trace, bits: int, drop: int) -> None:
+def _bits_of_mask(offline: Offline, x: OfflineValue, bits: int, drop: int) -> None:
     """The bit correlation of x's opening, made by the first comparison that reads x."""
     mask = offline.ring_mask(x)
     if bits > x.width or any(term.zeros < bits for term in mask.terms[1:]):

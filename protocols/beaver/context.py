@@ -17,7 +17,7 @@ from ..states import KeptStates, RunStates
 from ..wire import wire_bytes
 from .point_function import MAX_BATCH_POINTS, PointGroup, PointLayout, PointRecipe, TablePoints
 from .source import CountingSource, PointSource, Source
-from .values import Mask, MaskTerm, Opened, Share, Tape, Trace, mask_bytes, of_shape
+from .values import Mask, MaskTerm, OfflineValue, Opened, Share, Tape, mask_bytes, of_shape
 
 
 @dataclass(eq=False)
@@ -37,7 +37,7 @@ class PrivateValue:
     mask: Tensor | None = None
     opened: bool = False  # a client's value: its masked form has gone to the server
     pending: bool = False
-    shared: Any = None  # the trace or share that stands for it where it is used as a shared value
+    shared: Any = None  # the offline value or share that stands for it where it is used as a shared value
 
 
 class RowsAdded(NamedTuple):
@@ -108,19 +108,19 @@ class Offline:
         if self.role in ("server", "client"):
             self.tape.put(key, entry)
 
-    def mask(self, x: Trace) -> Mask:
+    def mask(self, x: OfflineValue) -> Mask:
         """The masks of x's elementwise opening; made now if x has none yet."""
         if x.mask is None:
             x.mask = Mask((MaskTerm(self.plain(x)),), "plain")
         return x.mask
 
-    def ring_mask(self, x: Trace) -> Mask:
+    def ring_mask(self, x: OfflineValue) -> Mask:
         """As `mask`, but never bits: powers and comparisons need a mask of whole ring elements."""
         if x.mask is not None and x.mask.kind == "bit":
             return Mask((MaskTerm(self.plain(x)),), "plain")
         return self.mask(x)
 
-    def plain(self, x: Trace) -> Tensor:
+    def plain(self, x: OfflineValue) -> Tensor:
         if x.plain is None:
             label = f"{x.key}/open"
             drawn = self._drawn.pop(label, None)
@@ -128,7 +128,7 @@ class Offline:
             self.keep(label, x.plain)
         return x.plain
 
-    def matrix_mask(self, x: Trace) -> Tensor:
+    def matrix_mask(self, x: OfflineValue) -> Tensor:
         """The mask under which a product of matrices reads x."""
         if x.mask is None or x.mask.kind != "scaled":
             return self.plain(x)
@@ -145,9 +145,9 @@ class Offline:
         self._drawn[label] = self.source.uniform(label, shape)
         return self._drawn[label]
 
-    def half(self, x: Trace | PrivateValue, owner: str) -> Tensor:
+    def one_sided(self, x: OfflineValue | PrivateValue, owner: str) -> Tensor:
         """The mask, known to `owner`, under which the owner's share of x (or x itself) goes to the other party."""
-        store = x.half if isinstance(x, Trace) else {}
+        store = x.one_sided if isinstance(x, OfflineValue) else {}
         if owner not in store:
             label = f"{x.key}/half/{owner}"
             store[owner] = self.source.private(label, x.shape, owner)
@@ -216,20 +216,20 @@ class Online:
             x.unwrapped = (public, low.value + shift_left_(mask, wrap.zeros))
         return x.unwrapped
 
-    def half(self, x: Share, owner: str) -> Generator[list[Swap], list[Any], Tensor]:
+    def one_sided(self, x: Share, owner: str) -> Generator[list[Swap], list[Any], Tensor]:
         """The owner's share of x goes to the other party under the owner's mask.
 
         Returns the mask at the owner, and x minus the mask at the other party.
         """
-        while owner not in x.half and owner in x.pending:
+        while owner not in x.one_sided and owner in x.pending:
             yield []
-        if owner not in x.half:
+        if owner not in x.one_sided:
             x.pending.add(owner)
             if self.role == owner:
                 mask = self.tape.share(f"{x.key}/half/{owner}")
                 yield [Swap(x.tensor - of_shape(x.tensor, mask), None, wire_bytes(x.width))]
-                x.half[owner] = mask
+                x.one_sided[owner] = mask
             else:
                 (theirs,) = yield [Swap(None, x.shape, wire_bytes(x.width), kept=x.tensor)]
-                x.half[owner] = x.tensor + theirs
-        return x.half[owner]
+                x.one_sided[owner] = x.tensor + theirs
+        return x.one_sided[owner]

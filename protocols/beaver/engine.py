@@ -20,10 +20,10 @@ from .context import Offline, Online, PrivateValue, Public, RowsAdded
 from .point_function import KEY_BYTES, sets_of
 from .primitive import Cost, Opening, Primitive, primitives
 from .source import CountingSource, Source
-from .state import rearranged_share, rearranged_trace, state_share, state_trace
-from .values import Mask, MaskTerm, Opened, Shape, Share, Tape, Trace
+from .state import offline_rearranged, offline_state, rearranged_share, state_share
+from .values import Mask, MaskTerm, OfflineValue, Opened, Shape, Share, Tape
 
-Prepared = Trace | PrivateValue | Public  # a value in the offline phase
+Prepared = OfflineValue | PrivateValue | Public  # a value in the offline phase
 Held = Share | PrivateValue | Public  # a value in the online phase
 _A_ROUND = [Swap(None, None)]  # of a price, whose walk counts rounds: bytes are declared
 
@@ -52,7 +52,7 @@ class OfflineEngine:
     def execute(
         self, key: str, op: str, shape: Shape, width: int, args: Sequence[Prepared], attributes: Attributes
     ) -> Step:
-        return self.prepare(key, op, shape, width, self.operations[op].sharing(args, _trace), attributes)
+        return self.prepare(key, op, shape, width, self.operations[op].sharing(args, _offline_value), attributes)
         yield []
 
     def prepare(
@@ -73,19 +73,19 @@ class OfflineEngine:
         if op == "constant":
             return Public(torch.empty(shape, device=META))
         if op == "state":
-            return state_trace(self.offline, key, shape, width, **attributes)
+            return offline_state(self.offline, key, shape, width, **attributes)
         if op in self.primitives:
             self.price(self.primitives[op], key, shape, width, args, attributes)
             return self.primitives[op].correlate(self.offline, key, shape, width, *args, **attributes)
         operation = self.operations[op]
-        if operation.rearranges and (trace := rearranged_trace(operation, key, shape, width, args, attributes)):
-            return trace
+        if operation.rearranges and (rearranged := offline_rearranged(operation, key, shape, width, args, attributes)):
+            return rearranged
         mask = self._moved_mask(operation, args, attributes) or _kept_mask(operation.signs, args, shape, width)
-        return Trace(key, shape, width, mask)
+        return OfflineValue(key, shape, width, mask)
 
     def _moved_mask(self, operation: Operation, args: Sequence[Prepared], attributes: Attributes) -> Mask | None:
         """The mask of bits that are rearranged, which stay open."""
-        if not operation.rearranges or len(args) != 1 or not isinstance(x := args[0], Trace):
+        if not operation.rearranges or len(args) != 1 or not isinstance(x := args[0], OfflineValue):
             return None
         if x.mask is None or x.mask.kind != "bit":
             return None
@@ -142,7 +142,7 @@ class PricingEngine(OfflineEngine):
     def execute(
         self, key: str, op: str, shape: Shape, width: int, args: Sequence[Prepared], attributes: Attributes
     ) -> Step:
-        args, primitive = self.operations[op].sharing(args, _trace), self.primitives.get(op)
+        args, primitive = self.operations[op].sharing(args, _offline_value), self.primitives.get(op)
         openings = list(dict.fromkeys(primitive.opens(*args, **attributes))) if primitive else []
         result = self.prepare(key, op, shape, width, args, attributes)
         steps = list(self.costs[key].steps) if key in self.costs else []
@@ -254,11 +254,11 @@ class OnlineEngine:
         return isinstance(value, PrivateValue) and value.tensor is None
 
 
-def _trace(value: Prepared) -> Trace | Public:
-    """A private value used as a shared one; always the same trace, so that it is opened once."""
+def _offline_value(value: Prepared) -> OfflineValue | Public:
+    """A private value used as a shared one; always the same value, so that it is opened once."""
     if not isinstance(value, PrivateValue):
         return value
-    value.shared = value.shared or Trace(value.key, value.shape, value.width)
+    value.shared = value.shared or OfflineValue(value.key, value.shape, value.width)
     return value.shared
 
 
@@ -285,7 +285,7 @@ def _kept_mask(signs: tuple[int, ...], args: Sequence[Prepared], shape: Shape, w
     values = [(sign, x) for sign, x in zip(signs, args, strict=True) if not isinstance(x, Public)]
     masks: list[Mask] = []
     for sign, x in values:
-        if not isinstance(x, Trace) or x.shape != shape or x.mask is None:
+        if not isinstance(x, OfflineValue) or x.shape != shape or x.mask is None:
             return None
         if not _keeps(x.mask.kind, x.mask.terms, sign, len(values), width):
             return None

@@ -28,7 +28,7 @@ from ..rounds import Step
 from .context import Offline, Online, Public
 from .lookup import DealerNumbers, keep_numbers
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
-from .values import Shape, Share, Trace, mask_bytes
+from .values import OfflineValue, Shape, Share, mask_bytes
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,19 @@ class Fourier(Primitive):
         key: str,
         shape: Shape,
         width: int,
-        x: Trace,
+        x: OfflineValue,
         *tables: Public,
         bits: int,
         fraction: int,
         periods: int = 1,
         slope: int | None = None,
-    ) -> Trace:
+    ) -> OfflineValue:
         mask, count = offline.ring_mask(x), len(tables[0].tensor) - 1
         if bits > x.width or any(term.zeros < bits for term in mask.terms[1:]):
             raise CorrelationError(f"series of {x.key}: its opening does not cover {bits} bits; this is a bug")
         recipe = Waves(mask.terms[0].value, bits, periods, count, fraction)
         offline.keep(key, keep_numbers(offline, key, (*x.shape, count, 2), recipe, mask_bytes(width)))
-        return Trace(key, shape, width)
+        return OfflineValue(key, shape, width)
 
     def run(
         self,
@@ -89,11 +89,11 @@ class Fourier(Primitive):
         share = read_series(point, table.tensor, wave.tensor, numbers, bits, first, WAVE)
         return Share(key, share if slope is None else share.add_(x.tensor, alpha=1 << slope), width)
 
-    def cost(self, shape: Shape, width: int, x: Trace, table: Public, *wave: Public, **more: int) -> Cost:
+    def cost(self, shape: Shape, width: int, x: OfflineValue, table: Public, *wave: Public, **more: int) -> Cost:
         numbers = size(shape) * 2 * (len(table.tensor) - 1)
         return Cost(ring_opening_cost(x), numbers * mask_bytes(width), numbers)
 
-    def opens(self, x: Trace, *tables: Public, **more: int) -> list[Opening]:
+    def opens(self, x: OfflineValue, *tables: Public, **more: int) -> list[Opening]:
         return plain_openings(x, but=("scaled",))
 
 

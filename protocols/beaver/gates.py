@@ -27,7 +27,7 @@ from ..rounds import Step, Swap
 from .bitslice import from_plane, plane_by_run, words
 from .context import Offline, Online
 from .primitive import size
-from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes, of_shape
+from .values import Mask, MaskTerm, OfflineValue, Opened, Shape, Share, mask_bytes, of_shape
 
 Wires = tuple[int, ...]
 FAN_IN, LAST = 4, 5  # of levels of gates, and of the last one
@@ -155,9 +155,9 @@ def bit_mask(offline: Offline, key: str, shape: Shape, width: int) -> BitMask:
     return BitMask(bits, offline.source.derived(f"{key}/beta", shape, numbers, mask_bytes(width)))
 
 
-def bit_trace(key: str, shape: Shape, width: int, mask: BitMask) -> Trace:
+def offline_bits(key: str, shape: Shape, width: int, mask: BitMask) -> OfflineValue:
     """What `as_number` gives, in the offline phase."""
-    return Trace(key, shape, width, mask=Mask((MaskTerm(mask.numbers),), "bit"))
+    return OfflineValue(key, shape, width, mask=Mask((MaskTerm(mask.numbers),), "bit"))
 
 
 def as_number(online: Online, key: str, shape: Shape, width: int, plane: Tensor, mask: BitMask) -> Step:

@@ -33,7 +33,7 @@ from .context import Offline, Online, Public
 from .point_function import Point, PointLayout, TablePoints
 from .primitive import Cost, Opening, Primitive, plain_openings, ring_opening_cost, size
 from .source import ClientSource, Recipe
-from .values import Shape, Share, Trace, mask_bytes
+from .values import OfflineValue, Shape, Share, mask_bytes
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class CellPoint:
         return high.flatten(), torch.stack(_powers(-rest.flatten(), self.count), -1)
 
 
-def mask_place(offline: Offline, x: Trace, at: Place) -> MaskPlace:
+def mask_place(offline: Offline, x: OfflineValue, at: Place) -> MaskPlace:
     mask = offline.ring_mask(x)
     if at.bits > x.width or any(term.zeros < at.bits for term in mask.terms[1:]):
         raise CorrelationError(f"table read at {x.key}: its opening does not cover {at.bits} bits; this is a bug")
@@ -140,8 +140,8 @@ class Lookup(Primitive):
     keyed = True  # whether a table may be read by keys: they are for two parties
 
     def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, table: Public, **place: int
-    ) -> Trace:
+        self, offline: Offline, key: str, shape: Shape, width: int, x: OfflineValue, table: Public, **place: int
+    ) -> OfflineValue:
         at, count = Place(**place), table.tensor.shape[1]
         rho = mask_place(offline, x, at)
         if (layout := self._layout(width, table, at)) is None:
@@ -149,10 +149,10 @@ class Lookup(Primitive):
             dtype = held_in(each) if held_in(each).itemsize == each else torch.int64
             numbers = CellNumbers(rho, count, dtype)
             offline.keep(key, keep_numbers(offline, key, (*x.shape, at.cells, count), numbers, each))
-            return Trace(key, shape, width)
+            return OfflineValue(key, shape, width)
         point = CellPoint(rho, count)
         offline.keep(key, offline.points(key, size(x.shape) // offline.runs, layout, point))
-        return Trace(key, shape, width)
+        return OfflineValue(key, shape, width)
 
     def run(self, online: Online, key: str, width: int, x: Share, table: Public, **place: int) -> Step:
         opened = yield from online.ring_opened(x)
@@ -165,7 +165,7 @@ class Lookup(Primitive):
             share[part] = read_table(places[part], table.tensor, numbers, **place)
         return Share(key, share.view(x.shape), width)
 
-    def cost(self, shape: Shape, width: int, x: Trace, table: Public, **place: int) -> Cost:
+    def cost(self, shape: Shape, width: int, x: OfflineValue, table: Public, **place: int) -> Cost:
         numbers = size(shape) * size(tuple(table.tensor.shape))
         opening, macs = ring_opening_cost(x), numbers * (table.tensor.shape[1] + 1) // 2
         if (layout := self._layout(width, table, Place(**place))) is None:
@@ -178,7 +178,7 @@ class Lookup(Primitive):
         layout = PointLayout(at.cells, table.tensor.shape[1], mask_bytes(width))
         return layout if self.keyed and layout.pays else None
 
-    def opens(self, x: Trace, table: Public, **place: int) -> list[Opening]:
+    def opens(self, x: OfflineValue, table: Public, **place: int) -> list[Opening]:
         return plain_openings(x, but=("scaled",))
 
 

@@ -17,7 +17,7 @@ from ..scanning import modules
 from ..wire import elements as size
 from ..wire import wire_bytes
 from .context import Offline, Online
-from .values import MaskTerm, Shape, Trace, mask_bytes
+from .values import MaskTerm, OfflineValue, Shape, mask_bytes
 
 Opening = tuple[str, str]  # of a value, by its key: in which way
 
@@ -60,8 +60,10 @@ class Primitive:
 
     op: ClassVar[str]
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any) -> Trace:
-        """Make the correlation; return the result's trace. Runs at the dealer, the server, the client."""
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, *args: Any, **attributes: Any
+    ) -> OfflineValue:
+        """Make the correlation; return the result's offline value. Runs at the dealer, the server, the client."""
         raise NotImplementedError
 
     def run(self, online: Online, key: str, width: int, *args: Any, **attributes: Any) -> Step:
@@ -77,24 +79,24 @@ class Primitive:
         return ()
 
 
-def opening_cost(*values: Trace, plain: bool = False) -> tuple[tuple[int, int], ...]:
+def opening_cost(*values: OfflineValue, plain: bool = False) -> tuple[tuple[int, int], ...]:
     """Bytes of opening those of `values` that are not open yet, both ways at once."""
     closed = {id(v): v for v in values if (v.plain is None if plain else v.mask is None and v.plain is None)}
     bytes_ = sum(size(v.shape) * wire_bytes(v.width) for v in closed.values())
     return ((bytes_, bytes_),) if bytes_ else ()
 
 
-def ring_opening_cost(x: Trace) -> tuple[tuple[int, int], ...]:
+def ring_opening_cost(x: OfflineValue) -> tuple[tuple[int, int], ...]:
     """Bytes of the opening that powers and comparisons read: bits are opened once more, as ring elements."""
     return opening_cost(x, plain=x.mask is not None and x.mask.kind == "bit")
 
 
-def plain_openings(*values: Trace, but: tuple[str, ...] = ()) -> list[Opening]:
+def plain_openings(*values: OfflineValue, but: tuple[str, ...] = ()) -> list[Opening]:
     """The plain openings of values, but of those that are open in a way that does, too."""
-    return [(x.key, "plain") for x in values if not x.born_open and (x.mask is None or x.mask.kind not in but)]
+    return [(x.key, "plain") for x in values if not x.opens_at_creation and (x.mask is None or x.mask.kind not in but)]
 
 
-def matrix_opening_cost(*values: Trace) -> tuple[tuple[int, int], ...]:
+def matrix_opening_cost(*values: OfflineValue) -> tuple[tuple[int, int], ...]:
     """Bytes of the openings that a product of matrices reads: of what is open scaled, its wraps."""
     plain = opening_cost(*(x for x in values if not _is_scaled(x)), plain=True)
     closed = {id(x): x for x in values if _is_scaled(x) and x.unwrapped is None}.values()
@@ -103,18 +105,18 @@ def matrix_opening_cost(*values: Trace) -> tuple[tuple[int, int], ...]:
     return ((bytes_, bytes_),) if bytes_ else ()
 
 
-def matrix_openings(*values: Trace) -> list[Opening]:
+def matrix_openings(*values: OfflineValue) -> list[Opening]:
     """The same openings."""
     scaled = [(x.key, "unwrapped") for x in values if _is_scaled(x)]
     return [*plain_openings(*(x for x in values if not _is_scaled(x))), *scaled]
 
 
-def mask_terms(x: Trace) -> tuple[MaskTerm, ...]:
+def mask_terms(x: OfflineValue) -> tuple[MaskTerm, ...]:
     """The terms x has, or will have once opened plainly (for prices)."""
     return x.mask.terms if x.mask else (MaskTerm(torch.empty(0)),)
 
 
-def _is_scaled(x: Trace) -> bool:
+def _is_scaled(x: OfflineValue) -> bool:
     return x.mask is not None and x.mask.kind == "scaled"
 
 

@@ -25,7 +25,7 @@ from ..wire import wire_bytes
 from .context import Offline, Online, PrivateValue, Public
 from .primitive import Cost, Opening, Primitive, size
 from .recipes import PrivateProduct
-from .values import Shape, Share, Trace, mask_bytes, of_shape
+from .values import OfflineValue, Shape, Share, mask_bytes, of_shape
 
 Product = Callable[..., Tensor]  # of a share or a mask, and what this party knows of the private value
 
@@ -36,10 +36,10 @@ class Linear(Primitive):
     op = "linear"
 
     def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, weight: PrivateValue | Public
-    ) -> Trace:
+        self, offline: Offline, key: str, shape: Shape, width: int, x: OfflineValue, weight: PrivateValue | Public
+    ) -> OfflineValue:
         if isinstance(weight, Public):
-            return Trace(key, shape, width)
+            return OfflineValue(key, shape, width)
         return _stationary(offline, key, shape, width, x, weight, offline.ring)
 
     def run(self, online: Online, key: str, width: int, x: Share, weight: PrivateValue | Public) -> Step:
@@ -50,11 +50,11 @@ class Linear(Primitive):
             return Share(key, online.ring.linear(x.tensor, weight.tensor, right), width)
         return (yield from _run_stationary(online, key, width, x, weight, product))
 
-    def cost(self, shape: Shape, width: int, x: Trace, weight: PrivateValue | Public) -> Cost:
+    def cost(self, shape: Shape, width: int, x: OfflineValue, weight: PrivateValue | Public) -> Cost:
         macs = size(shape) * x.shape[-1]
         return Cost(macs=macs) if isinstance(weight, Public) else _half_cost(shape, width, x, "client", macs)
 
-    def opens(self, x: Trace, weight: PrivateValue | Public) -> list[Opening]:
+    def opens(self, x: OfflineValue, weight: PrivateValue | Public) -> list[Opening]:
         return [] if isinstance(weight, Public) else [(x.key, "half of the client")]
 
 
@@ -63,47 +63,55 @@ class MultiplyPrivate(Primitive):
 
     op = "mul_private"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, v: PrivateValue) -> Trace:
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, x: OfflineValue, v: PrivateValue
+    ) -> OfflineValue:
         if v.owner == "server":
             return _stationary(offline, key, shape, width, x, v)
-        a, b = offline.half(x, "server"), _client_mask(offline, v)
+        a, b = offline.one_sided(x, "server"), _client_mask(offline, v)
         offline.keep(key, offline.source.derived(key, shape, PrivateProduct(b, a), mask_bytes(width)))
-        return Trace(key, shape, width)
+        return OfflineValue(key, shape, width)
 
     def run(self, online: Online, key: str, width: int, x: Share, v: PrivateValue) -> Step:
         if v.owner == "server":
             return (yield from _run_stationary(online, key, width, x, v, lambda a, b: a * b))
-        left, right = yield from together(online.half(x, "server"), _open_client_value(online, v))
+        left, right = yield from together(online.one_sided(x, "server"), _open_client_value(online, v))
         product = online.tape.share(key)
         return Share(key, left * right + product, width)
 
-    def cost(self, shape: Shape, width: int, x: Trace, v: PrivateValue) -> Cost:
+    def cost(self, shape: Shape, width: int, x: OfflineValue, v: PrivateValue) -> Cost:
         if v.owner == "server":
             return _half_cost(shape, width, x, "client")
-        down = 0 if "server" in x.half else wire_bytes(x.width) * size(x.shape)
+        down = 0 if "server" in x.one_sided else wire_bytes(x.width) * size(x.shape)
         up = 0 if v.opened else wire_bytes(v.width) * size(v.shape)
         return Cost(((down, up),) if down or up else (), mask_bytes(width) * size(shape))
 
-    def opens(self, x: Trace, v: PrivateValue) -> list[Opening]:
+    def opens(self, x: OfflineValue, v: PrivateValue) -> list[Opening]:
         if v.owner == "server":
             return [(x.key, "half of the client")]
         return [(x.key, "half of the server"), (v.key, "private")]
 
 
-def _half_cost(shape: Shape, width: int, x: Trace, owner: str, macs: int = 0) -> Cost:
-    steps = () if owner in x.half else ((0, wire_bytes(x.width) * size(x.shape)),)
+def _half_cost(shape: Shape, width: int, x: OfflineValue, owner: str, macs: int = 0) -> Cost:
+    steps = () if owner in x.one_sided else ((0, wire_bytes(x.width) * size(x.shape)),)
     return Cost(steps, mask_bytes(width) * size(shape), macs)
 
 
 def _stationary(
-    offline: Offline, key: str, shape: Shape, width: int, x: Trace, weight: PrivateValue, ring: Ring | None = None
-) -> Trace:
+    offline: Offline,
+    key: str,
+    shape: Shape,
+    width: int,
+    x: OfflineValue,
+    weight: PrivateValue,
+    ring: Ring | None = None,
+) -> OfflineValue:
     """`ring`: of a product of matrices."""
-    a = offline.half(x, "client")
+    a = offline.one_sided(x, "client")
     if weight.tensor is not None:  # at the server, in an audit: A D + C1 = A W - C0
         product = a * weight.tensor if ring is None else ring.linear(a, weight.tensor)
         offline.keep(key, product - offline.dealt[key])
-        return Trace(key, shape, width)
+        return OfflineValue(key, shape, width)
     if (offline.role == "dealer" and weight.mask is None) or (offline.role == "client" and weight.masked is None):
         raise CorrelationError(f"{offline.role}: weight {weight.key} was not set up; run the set-up of the model first")
     recipe = PrivateProduct(a, weight.mask, ring)
@@ -111,11 +119,11 @@ def _stationary(
     if weight.masked is not None:
         share = recipe.product(a, weight.masked) + share  # the client's whole result, before its query exists
     offline.keep(key, share)
-    return Trace(key, shape, width)
+    return OfflineValue(key, shape, width)
 
 
 def _run_stationary(online: Online, key: str, width: int, x: Share, weight: PrivateValue, product: Product) -> Step:
-    masked = yield from online.half(x, "client")
+    masked = yield from online.one_sided(x, "client")
     share = online.tape.share(key)
     if online.role == "server":
         share = product(masked, weight.tensor).add_(share)

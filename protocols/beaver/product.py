@@ -33,7 +33,7 @@ from .primitive import (
     size,
 )
 from .recipes import MaskMatrixProduct, MaskProduct
-from .values import MaskTerm, Shape, Share, Trace, mask_bytes, sum_products
+from .values import MaskTerm, OfflineValue, Shape, Share, mask_bytes, sum_products
 
 
 def term_pairs(x: tuple[MaskTerm, ...], y: tuple[MaskTerm, ...], width: int) -> list[tuple[int, int]]:
@@ -47,14 +47,16 @@ class Multiply(Primitive):
 
     op = "mul"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, y: Trace) -> Trace:
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, x: OfflineValue, y: OfflineValue
+    ) -> OfflineValue:
         a, b = offline.mask(x), offline.mask(y)
         entries = []
         for t, u in term_pairs(a.terms, b.terms, width):
             left, right = a.terms[t], b.terms[u]
             entries.append(_product(offline, f"{key}/{t}.{u}", shape, width, left, right))
         offline.keep(key, entries)
-        return Trace(key, shape, width)
+        return OfflineValue(key, shape, width)
 
     def run(self, online: Online, key: str, width: int, x: Share, y: Share) -> Step:
         if x is y:
@@ -79,12 +81,12 @@ class Multiply(Primitive):
         result = sum_products(*terms)
         return Share(key, result, width)
 
-    def cost(self, shape: Shape, width: int, x: Trace, y: Trace) -> Cost:
+    def cost(self, shape: Shape, width: int, x: OfflineValue, y: OfflineValue) -> Cost:
         pairs = term_pairs(mask_terms(x), mask_terms(y), width)
         zeros = [mask_terms(x)[t].zeros + mask_terms(y)[u].zeros for t, u in pairs]
         return Cost(opening_cost(x, y), size(shape) * sum(mask_bytes(width, z) for z in zeros))
 
-    def opens(self, x: Trace, y: Trace) -> list[Opening]:
+    def opens(self, x: OfflineValue, y: OfflineValue) -> list[Opening]:
         return plain_openings(x, y, but=("scaled", "bit"))
 
 
@@ -98,11 +100,13 @@ class MatrixProduct(Primitive):
 
     op = "matmul"
 
-    def correlate(self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, y: Trace) -> Trace:
+    def correlate(
+        self, offline: Offline, key: str, shape: Shape, width: int, x: OfflineValue, y: OfflineValue
+    ) -> OfflineValue:
         a, b = offline.matrix_mask(x), offline.matrix_mask(y)
         recipe = MaskMatrixProduct(a, b, offline.ring)
         offline.keep(key, offline.source.derived(key, shape, recipe, mask_bytes(width)))
-        return Trace(key, shape, width)
+        return OfflineValue(key, shape, width)
 
     def run(self, online: Online, key: str, width: int, x: Share, y: Share) -> Step:
         (left, a), (right, b) = yield from together(online.matrix_opened(x), online.matrix_opened(y))
@@ -111,11 +115,11 @@ class MatrixProduct(Primitive):
         result = matmul(left, b + right if online.leader else b).add_(product)
         return Share(key, result.add_(matmul(a, right)), width)
 
-    def cost(self, shape: Shape, width: int, x: Trace, y: Trace) -> Cost:
+    def cost(self, shape: Shape, width: int, x: OfflineValue, y: OfflineValue) -> Cost:
         macs = 2 * size(shape) * x.shape[-1]
         return Cost(matrix_opening_cost(x, y), mask_bytes(width) * size(shape), macs)
 
-    def opens(self, x: Trace, y: Trace) -> list[Opening]:
+    def opens(self, x: OfflineValue, y: OfflineValue) -> list[Opening]:
         return matrix_openings(x, y)
 
 
@@ -129,10 +133,10 @@ class Polynomial(Primitive):
     op = "polynomial"
 
     def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, coefficients: list[int]
-    ) -> Trace:
+        self, offline: Offline, key: str, shape: Shape, width: int, x: OfflineValue, coefficients: list[int]
+    ) -> OfflineValue:
         _share_powers(offline, x, len(coefficients) - 1)
-        return Trace(key, shape, width)
+        return OfflineValue(key, shape, width)
 
     def run(self, online: Online, key: str, width: int, x: Share, coefficients: list[int]) -> Step:
         opened = yield from online.ring_opened(x)
@@ -146,17 +150,17 @@ class Polynomial(Primitive):
         result = sum_series(opened.public, series if online.leader else series[1:], powers)
         return Share(key, result, width)
 
-    def cost(self, shape: Shape, width: int, x: Trace, coefficients: list[int]) -> Cost:
+    def cost(self, shape: Shape, width: int, x: OfflineValue, coefficients: list[int]) -> Cost:
         terms = mask_terms(x) if x.mask and x.mask.kind == "scaled" else ()
         each = mask_bytes(x.width) + (mask_bytes(x.width, terms[1].zeros) if len(terms) > 1 else 0)
         missing = len(coefficients) - 2 - len(x.powers)
         return Cost(ring_opening_cost(x), size(shape) * each * max(0, missing))
 
-    def opens(self, x: Trace, coefficients: list[int]) -> list[Opening]:
+    def opens(self, x: OfflineValue, coefficients: list[int]) -> list[Opening]:
         return plain_openings(x, but=("scaled",))
 
 
-def _share_powers(offline: Offline, x: Trace, degree: int) -> None:
+def _share_powers(offline: Offline, x: OfflineValue, degree: int) -> None:
     """Share the mask's powers up to `degree`; those that an earlier polynomial of x asked for are there already."""
     low, *wraps = offline.ring_mask(x).terms
     for power in range(2 + len(x.powers), degree + 1):

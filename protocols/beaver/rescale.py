@@ -30,7 +30,7 @@ from ..rounds import Step, Swap
 from ..wire import wire_bytes
 from .context import Offline, Online
 from .primitive import Cost, Primitive, size
-from .values import Mask, MaskTerm, Opened, Shape, Share, Trace, mask_bytes, of_shape
+from .values import Mask, MaskTerm, OfflineValue, Opened, Shape, Share, mask_bytes, of_shape
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ class Rescale(Primitive):
         key: str,
         shape: Shape,
         width: int,
-        x: Trace,
+        x: OfflineValue,
         bits: int,
         ring: int = 64,
         early: bool = False,
-    ) -> Trace:
+    ) -> OfflineValue:
         left = ring - bits
-        result = Trace(key, shape, width, born_open=early and width <= left)
+        result = OfflineValue(key, shape, width, opens_at_creation=early and width <= left)
         if width > left:
             mine, extra = offline.source.uniform(f"{key}/r", shape, wire_bytes(left)), mask_bytes(width, left)
             above = offline.source.derived(f"{key}/above", shape, BitsAbove(mine, left), extra)
@@ -123,7 +123,7 @@ class Rescale(Primitive):
         public, wrapped, share = extended(mine, theirs, low.value, wrap.value, left, online.leader)
         return Share(key, share, width, opened=Opened(public, (None, wrapped), (low, wrap), "scaled"))
 
-    def cost(self, shape: Shape, width: int, x: Trace, bits: int, ring: int = 64, early: bool = False) -> Cost:
+    def cost(self, shape: Shape, width: int, x: OfflineValue, bits: int, ring: int = 64, early: bool = False) -> Cost:
         left, count = ring - bits, size(shape)
         if width <= left and not early:
             return Cost()

@@ -41,7 +41,7 @@ from ..wire import wire_bytes
 from .context import Offline, Online
 from .primitive import Cost, Primitive, size
 from .recipes import Zeros
-from .values import Shape, Share, Trace, mask_bytes, of_shape
+from .values import OfflineValue, Shape, Share, mask_bytes, of_shape
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,21 @@ class Reveal(Primitive):
     op = "reveal"
 
     def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, to: str, bits: int = 0, ring: int = 64
-    ) -> Trace:
+        self,
+        offline: Offline,
+        key: str,
+        shape: Shape,
+        width: int,
+        x: OfflineValue,
+        to: str,
+        bits: int = 0,
+        ring: int = 64,
+    ) -> OfflineValue:
         if bits:
             offline.keep(key, rounding(offline, key, shape, width, bits, ring))
         elif to == OWNER:
             offline.keep(key, zero(offline, key, shape, width))
-        return Trace(key, shape, width)
+        return OfflineValue(key, shape, width)
 
     def run(self, online: Online, key: str, width: int, x: Share, to: str, bits: int = 0, ring: int = 64) -> Step:
         share = x.tensor
@@ -91,7 +99,7 @@ class Reveal(Primitive):
         (theirs,) = yield [Swap(None, tuple(share.shape), wire_bytes(width))]
         return sign_extend(share + theirs, width)
 
-    def cost(self, shape: Shape, width: int, x: Trace, to: str, bits: int = 0, ring: int = 64) -> Cost:
+    def cost(self, shape: Shape, width: int, x: OfflineValue, to: str, bits: int = 0, ring: int = 64) -> Cost:
         fresh, answer = mask_bytes(width) * size(shape), ((wire_bytes(width) * size(shape), 0),)
         opening = ((0, wire_bytes(ring) * size(shape)),) if bits else ()
         if to == OWNER:

@@ -32,7 +32,7 @@ from ..operations.operation import Attributes, Operation
 from ..rounds import Step
 from .context import Offline, Online
 from .primitive import Cost, Opening, Primitive, opening_cost, plain_openings
-from .values import Shape, Share, Trace
+from .values import OfflineValue, Shape, Share
 
 
 class KeepRows(Primitive):
@@ -41,8 +41,8 @@ class KeepRows(Primitive):
     op = "keep"
 
     def correlate(
-        self, offline: Offline, key: str, shape: Shape, width: int, x: Trace, name: str, whole: bool = False
-    ) -> Trace:
+        self, offline: Offline, key: str, shape: Shape, width: int, x: OfflineValue, name: str, whole: bool = False
+    ) -> OfflineValue:
         mask = offline.plain(x)
         if whole:
             offline.keep(key, RowsBefore(offline.states.rows(name), number=offline.states.number(name) + 1))
@@ -50,18 +50,18 @@ class KeepRows(Primitive):
             offline.states.keep(name, mask, whole=whole)
         else:
             offline.states.keep(name, *(one.reshape(offline.keeps[name].of_each) for one in mask))
-        return Trace(key, shape, width, plain=mask, born_open=True)
+        return OfflineValue(key, shape, width, plain=mask, opens_at_creation=True)
 
     def run(self, online: Online, key: str, width: int, x: Share, name: str, whole: bool = False) -> Step:
         public, mask = yield from online.plain(x)
         number = online.tape.take(key, RowsBefore).number if whole else 0
         online.states.keep(name, torch.stack([public, mask]), whole=whole, number=number)
-        return Share(key, x.tensor, width, plain=(public, mask), born_open=True)
+        return Share(key, x.tensor, width, plain=(public, mask), opens_at_creation=True)
 
-    def cost(self, shape: Shape, width: int, x: Trace, name: str, whole: bool = False) -> Cost:
+    def cost(self, shape: Shape, width: int, x: OfflineValue, name: str, whole: bool = False) -> Cost:
         return Cost(opening_cost(x, plain=True))
 
-    def opens(self, x: Trace, name: str, whole: bool = False) -> list[Opening]:
+    def opens(self, x: OfflineValue, name: str, whole: bool = False) -> list[Opening]:
         return plain_openings(x)
 
 
@@ -74,16 +74,16 @@ class RowsBefore:
     number: int = 0
 
 
-def state_trace(offline: Offline, key: str, shape: Shape, width: int, name: str, **how: bool) -> Trace:
+def offline_state(offline: Offline, key: str, shape: Shape, width: int, name: str, **how: bool) -> OfflineValue:
     """The rows that earlier runs kept: their masks. `how`: as of `RunStates.read`."""
     before = RowsBefore(offline.states.rows(name), number=offline.states.number(name))
     if offline.runs == 1:
         offline.keep(key, before)
-        return Trace(key, shape, width, plain=offline.states.read(name, shape, **how), born_open=True)
+        return OfflineValue(key, shape, width, plain=offline.states.read(name, shape, **how), opens_at_creation=True)
     if how.get("whole"):  # several runs at once read the same rows
         offline.keep(key, before)
         rows = offline.states.read(name, shape[1:], **how)
-        return Trace(key, shape, width, plain=rows.expand(shape), born_open=True)
+        return OfflineValue(key, shape, width, plain=rows.expand(shape), opens_at_creation=True)
     # Several runs at once, one after the other: each finds the rows of those before it, too.
     value, of_all, of_each = offline.keeps[name]
     new = offline.drawn(f"{value}/open", of_all)
@@ -92,7 +92,7 @@ def state_trace(offline: Offline, key: str, shape: Shape, width: int, name: str,
     for run in range(offline.runs):
         rows.append(offline.states.read(name, (*of_each[:-2], *shape[-2:]), **how))
         offline.states.extend(name, new[run].reshape(of_each))
-    return Trace(key, shape, width, plain=torch.stack(rows).reshape(shape), born_open=True)
+    return OfflineValue(key, shape, width, plain=torch.stack(rows).reshape(shape), opens_at_creation=True)
 
 
 def state_share(online: Online, key: str, shape: Shape, width: int, name: str, **how: bool) -> Share:
@@ -104,28 +104,28 @@ def state_share(online: Online, key: str, shape: Shape, width: int, name: str, *
     if before.number != states.number(name):
         raise CorrelationError(f"state {name}: these correlations are for another source; start a new session")
     public, mask = online.states.read(name, (2, *shape), **how)
-    return Share(key, mask + public if online.leader else mask, width, plain=(public, mask), born_open=True)
+    return Share(key, mask + public if online.leader else mask, width, plain=(public, mask), opens_at_creation=True)
 
 
-def rearranged_trace(
+def offline_rearranged(
     operation: Operation, key: str, shape: Shape, width: int, args: Sequence[object], attributes: Attributes
-) -> Trace | None:
+) -> OfflineValue | None:
     """A rearrangement of values that are born open is one, too.
 
     Of others it is not: online, an argument may be open before or after another instruction rearranges it.
     """
-    masks = [x.plain for x in args if isinstance(x, Trace) and x.born_open and x.plain is not None]
+    masks = [x.plain for x in args if isinstance(x, OfflineValue) and x.opens_at_creation and x.plain is not None]
     if len(masks) < len(args):
         return None
-    return Trace(key, shape, width, plain=operation.compute(*masks, **attributes), born_open=True)
+    return OfflineValue(key, shape, width, plain=operation.compute(*masks, **attributes), opens_at_creation=True)
 
 
 def rearranged_share(
     operation: Operation, key: str, tensor: Tensor, width: int, args: Sequence[object], attributes: Attributes
 ) -> Share | None:
     """The same, online. `tensor`: the share of the result."""
-    plain = [x.plain for x in args if isinstance(x, Share) and x.born_open and x.plain is not None]
+    plain = [x.plain for x in args if isinstance(x, Share) and x.opens_at_creation and x.plain is not None]
     if len(plain) < len(args):
         return None
     public, mask = (operation.compute(*parts, **attributes) for parts in zip(*plain, strict=True))
-    return Share(key, tensor, width, plain=(public, mask), born_open=True)
+    return Share(key, tensor, width, plain=(public, mask), opens_at_creation=True)

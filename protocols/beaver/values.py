@@ -48,7 +48,7 @@ class Mask:
 
 
 @dataclass
-class Trace:
+class OfflineValue:
     """A shared value in the offline phase: no data, only its name, shape and masks."""
 
     key: str
@@ -57,10 +57,10 @@ class Trace:
     mask: Mask | None = None  # of the elementwise opening
     plain: Tensor | None = None  # mask of the plain opening that matrix products use
     unwrapped: Tensor | None = None  # the same where its elementwise opening is scaled
-    half: dict[str, Tensor] = field(default_factory=dict)  # mask of the one-sided opening, by its owner
+    one_sided: dict[str, Tensor] = field(default_factory=dict)  # mask of the one-sided opening, by its owner
     bits: set[str] = field(default_factory=set)  # widths at which the mask's bits are shared
     powers: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)  # of the mask, from the second
-    born_open: bool = False  # whether its plain opening is there as soon as it is (state.py)
+    opens_at_creation: bool = False  # whether its plain opening is there as soon as it is (state.py)
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,13 @@ class Share:
     opened: Opened | None = None
     plain: tuple[Tensor, Tensor] | None = None  # (public, this party's share of the mask)
     unwrapped: tuple[Tensor, Tensor] | None = None  # the same, of what is open scaled
-    half: dict[str, Tensor] = field(default_factory=dict)
+    one_sided: dict[str, Tensor] = field(default_factory=dict)
     bits: dict[str, object] = field(default_factory=dict)  # bit correlations of the opening, by width
     powers: list[tuple[Tensor, Tensor | None]] = field(
         default_factory=list
     )  # shares of the mask's powers, from the second
     pending: set[str] = field(default_factory=set)
-    born_open: bool = False
+    opens_at_creation: bool = False
 
     @property
     def shape(self) -> Shape:

@@ -9,7 +9,7 @@ Nothing imports TenSEAL here; keys.py and evaluator.py do.
 
 from __future__ import annotations
 
-from ..base import Offer
+from ..base import ProtocolInfo
 
 
 def _computes() -> set[str]:
@@ -18,10 +18,10 @@ def _computes() -> set[str]:
     return {"client", "weight", "constant", *plan.all}
 
 
-PROTOCOL = Offer(
+PROTOCOL = ProtocolInfo(
     "ckks",
     parties="client, server",
     security="the server follows the protocol and learns only sizes; CKKS at 128 bits",
     exact=False,
-    computes=_computes,
+    list_operations=_computes,
 )

@@ -13,7 +13,7 @@ the model and receives the dealer's corrections. Products, powers, rescales and 
 
 from __future__ import annotations
 
-from ..base import Offer
+from ..base import ProtocolInfo
 from ..operations import of_kind
 
 
@@ -23,10 +23,10 @@ def _computes() -> frozenset[str]:
     return of_kind("source", "local") | primitives().keys()
 
 
-PROTOCOL = Offer(
+PROTOCOL = ProtocolInfo(
     "crypten",
     parties="two or more parties, the first owns the model; offline dealer",
     security="semi-honest, the dealer colludes with nobody, up to N-1 others may; masks from AES-128-CTR, no wraps",
     exact=True,
-    computes=_computes,
+    list_operations=_computes,
 )

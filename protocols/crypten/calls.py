@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..beaver.values import Share, Tape, Trace
+from ..beaver.values import OfflineValue, Share, Tape
 from ..operations import OWNER
 from ..ring import Ring
 from ..rounds import Step
@@ -30,7 +30,7 @@ def prepare_call(source: NPartySource, request: Request, weight: Tensor | None =
     """A party's correlations of one call; at the dealer, its corrections. `weight`: B at the dealer, D at a party."""
     tape = Tape()
     offline, known = NPartyOffline(source, tape, Ring()), primitives()
-    value = Trace("x", request.sizes[0])
+    value = OfflineValue("x", request.sizes[0])
     for op in CHAINS[request.kind]:
         shape = value.shape
         more: list[Owned] = []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..beaver.context import Offline, Online, PrivateValue
 from ..beaver.primitive import Cost
-from ..beaver.values import Share, Tape, Trace, of_shape
+from ..beaver.values import OfflineValue, Share, Tape, of_shape
 from ..devices import CPU
 from ..ring import Ring
 from ..rounds import Swap
@@ -36,14 +36,14 @@ class NPartyOffline(Offline):
     def masks(self) -> NPartySource:
         return cast(NPartySource, self.source)
 
-    def others(self, x: Trace, owner: int) -> Tensor:
+    def others(self, x: OfflineValue, owner: int) -> Tensor:
         """The mask under which x goes to `owner`: A, of which each other party knows its share."""
         name = but(owner)
-        if name not in x.half:
-            x.half[name] = self.masks.others(f"{x.key}/{name}", x.shape, owner)
+        if name not in x.one_sided:
+            x.one_sided[name] = self.masks.others(f"{x.key}/{name}", x.shape, owner)
             if self.masks.rank != owner:
-                self.keep(f"{x.key}/{name}", x.half[name])
-        return x.half[name]
+                self.keep(f"{x.key}/{name}", x.one_sided[name])
+        return x.one_sided[name]
 
 
 class NPartyOnline(Online):
@@ -64,18 +64,18 @@ class NPartyOnline(Online):
     def others(self, x: Share, owner: int) -> Generator[list[Swap], list[Any], Tensor]:
         """x goes to `owner` under the mask A of the others. Returns x - A there, this party's share of A elsewhere."""
         name = but(owner)
-        while name not in x.half and name in x.pending:
+        while name not in x.one_sided and name in x.pending:
             yield []
-        if name not in x.half:
+        if name not in x.one_sided:
             x.pending.add(name)
             if self.rank == owner:
                 (theirs,) = yield [Swap(None, x.shape, wire_bytes(x.width), kept=x.tensor)]
-                x.half[name] = x.tensor + theirs
+                x.one_sided[name] = x.tensor + theirs
             else:
                 mask = self.tape.share(f"{x.key}/{name}")
                 yield [Swap(x.tensor - of_shape(x.tensor, mask), None, wire_bytes(x.width), peer=owner)]
-                x.half[name] = mask
-        return x.half[name]
+                x.one_sided[name] = mask
+        return x.one_sided[name]
 
 
 def role(rank: int) -> str:

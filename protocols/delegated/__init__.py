@@ -27,16 +27,16 @@ is Freivalds' ("Probabilistic machines can use less running time", IFIP 1977).
 
 from __future__ import annotations
 
-from ..base import Offer
+from ..base import ProtocolInfo
 
 RINGS = {"faithful": 32, "fast": 24}
 """Bits of the ring, by plan. Every number travels as so many, and weights and activations share them."""
 RING = RINGS["faithful"]
 
-PROTOCOL = Offer(
+PROTOCOL = ProtocolInfo(
     "delegated",
     parties="one server and an offline dealer, which both hold the public weights",
     security="private against deviating parties that do not collude; answers checked (2^-66); masks from AES-128-CTR",
     exact=True,
-    computes=frozenset,  # no Program runs on it: the client runs the model
+    list_operations=frozenset,  # no Program runs on it: the client runs the model
 )

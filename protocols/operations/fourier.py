@@ -96,7 +96,7 @@ fourier = Operation(
     _fourier,
     _on_reals,
     shared=1,
-    dear=True,
+    costly=True,
     opened=True,
     scales="fourier",
     check=_problem,

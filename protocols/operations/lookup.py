@@ -138,7 +138,7 @@ def _table(name: str, compute: Reference, real: Reference, **facts: Any) -> Oper
         compute,
         real,
         opened=True,
-        dear=True,
+        costly=True,
         scales=name,
         check=_problem,
         demand=_demand,

@@ -24,10 +24,10 @@ class Bits:
     result     bits that the result's magnitude takes, sign and headroom included
     argument   the same of its first argument
     compared   bits of the widest comparison that reads the result
-    dear       whether bits of its first argument cost much: a dealer makes many numbers for each of its elements, or
+    costly     whether bits of its first argument cost much: a dealer makes many numbers for each of its elements, or
                it is a product of larger matrices, all as wide as that
     opened     whether a reader opens the result elementwise
-    free       whether no bit of its first argument costs anything: it is made of products with open weights
+    free       whether no bit of its first argument costs anything: it is made of products with public weights
 
     An operation may set `width`, `ring` and `early` (its attributes), and `compares`: the bits of a comparison of its
     argument.
@@ -37,7 +37,7 @@ class Bits:
     result: int = 64
     argument: int = 64
     compared: int = 0
-    dear: bool = False
+    costly: bool = False
     opened: bool = False
     free: bool = False
     ring: int = 64
@@ -60,7 +60,7 @@ class Operation:
     shared       how many of its arguments, from the first on, are shared values (None: all)
     signs        of a sum of its arguments with these signs: such a sum keeps the openings of bits
     rearranges   whether its result's elements are elements of its arguments, or 0
-    dear         whether a dealer makes many numbers for each element of its result, all as wide as that
+    costly       whether a dealer makes many numbers for each element of its result, all as wide as that
     opened       whether protocols open its arguments elementwise, so that a rescale of these is free
     scales       the rule by which fractional bits of its result follow from its arguments' (models/program/scaling/)
     powers       of rule "product": how often each argument is a factor
@@ -77,7 +77,7 @@ class Operation:
     shared: int | None = None
     signs: tuple[int, ...] = ()
     rearranges: bool = False
-    dear: bool = False
+    costly: bool = False
     opened: bool = False
     scales: str = "aligned"
     powers: tuple[int, ...] = (1, 1)

@@ -36,11 +36,11 @@ def _rescaled(
 
 
 def _demand(bits: Bits, attributes: Attributes) -> int:
-    """Of the ring what takes no message, if there is as much and it is not dear; else what an opening carries whole, or
-    (of bits that are free) what costs the opening and its corrections the fewest bytes."""
+    """Of the ring what takes no message, if there is as much and it is not costly; else what an opening carries whole,
+    or (of bits that are free) what costs the opening and its corrections the fewest bytes."""
     by = attributes["bits"]
     bits.ring = bits.width + by
-    if by and bits.ring > (bits.argument if bits.dear else 64):
+    if by and bits.ring > (bits.argument if bits.costly else 64):
         least = max(bits.argument + 1, by + max(4, bits.compared))
         bits.ring = min(by + whole_bytes(least - by), whole_bytes(least))
         if bits.free:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from blindformer.bench import faults, generation
-from blindformer.bench.ledgers import audit, watched_spool
-from blindformer.parties.session.spool import Spool
+from blindformer.bench.ledgers import audit, watched_store
+from blindformer.parties.session.preprocessing_store import PreprocessingStore
 from blindformer.tests.shared.tiny import tiny_llama
 from sqlalchemy import text
 
@@ -56,16 +56,16 @@ def test_a_bench_measures(words: tuple[Any, ...], figures: dict[str, Any], tmp_p
 
 
 @pytest.fixture
-def spools(tmp_path):
+def stores(tmp_path):
     """Two parties that made three queries' correlations ahead and used the first."""
-    server, client = Spool(tmp_path / "server"), watched_spool(tmp_path / "client")
-    for spool in (server, client):
-        spool.begin("a" * 32, "p", "w")
+    server, client = PreprocessingStore(tmp_path / "server"), watched_store(tmp_path / "client")
+    for store in (server, client):
+        store.begin("a" * 32, "p", "w")
         for number in range(3):
-            spool.add("a" * 32, number, bytes([number + 1]) * 32, [b"corrections"] if spool is server else None)
-        entry = spool.ledger.take("a" * 32, 0)
+            store.add("a" * 32, number, bytes([number + 1]) * 32, [b"corrections"] if store is server else None)
+        entry = store.ledger.take("a" * 32, 0)
         assert entry is not None
-        spool.fetch(entry)
+        store.fetch(entry)
     return server, client
 
 
@@ -78,8 +78,8 @@ def spools(tmp_path):
         (1, "DELETE FROM audit", True),
     ],
 )
-def test_the_audit_of_faults_finds_what_could_be_used_again(spools, slot, change, broken) -> None:
-    server, client = spools
+def test_the_audit_of_faults_finds_what_could_be_used_again(stores, slot, change, broken) -> None:
+    server, client = stores
     if slot:
         client.ledger.keys.write(slot, bytes([1]) * 32)
     if change:

@@ -87,7 +87,7 @@ def test_parties_have_the_settings_and_paths_that_are_mounted(name):
     folder, _, file = SETTINGS.rpartition("/")
     assert mounts(name)[folder] == ("./settings", False)
     assert (DEPLOY / "settings" / file).is_file()
-    for key in ("folder", "spool", "state", "cache"):
+    for key in ("folder", "store", "state", "cache"):
         path = getattr(own if name != "gateway" or key == "state" else settings().client, key, None)
         if path is not None:
             assert any(path.is_relative_to(there) for there in mounts(name)), f"{key}: {path}"

@@ -166,7 +166,7 @@ def test_settings_ports_services_and_certificates_agree(role):
     assert address.host in of_kind("Certificate")[role]["spec"]["dnsNames"]
     paths = {mount["mountPath"] for mount in container["volumeMounts"]}
     for path in (own, settings().certificates):
-        for key in ("folder", "spool", "state"):
+        for key in ("folder", "store", "state"):
             folder = getattr(path, key, None)
             assert folder is None or any(folder.is_relative_to(there) for there in paths), folder
 

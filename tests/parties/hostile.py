@@ -16,8 +16,8 @@ from pathlib import Path
 
 from blindformer.parties.session.dealing import DealerParty
 from blindformer.parties.session.masked_weights import serve_parts
+from blindformer.parties.session.preprocessing_store import PreprocessingStore
 from blindformer.parties.session.rendezvous_two import MemorySeeds, left_for, meet_as_dealer, my_hello, receive_seed
-from blindformer.parties.session.spool import Spool
 from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.parties.session.two_party_server import ServerParty
 from blindformer.parties.transport.frames import HEADER_BYTES, MESSAGE, TENSOR, pack_header, pack_message
@@ -94,25 +94,25 @@ def message(body: object) -> bytes:
 class Stage:
     """One honest session, recorded; and the same parties again, alone with what a peer sends them.
 
-    `folder`: with spools in it, new ones for each party each time: a query's correlations are made ahead and used.
+    `folder`: with stores in it, new ones for each party each time: a query's correlations are made ahead and used.
     """
 
     def __init__(self, case: Case, folder: Path | None = None) -> None:
         self.case, self.program = case, case.program
-        self._folder, self._spools = folder, itertools.count()
+        self._folder, self._stores = folder, itertools.count()
         self.served = serve_parts([case], new_seed())
         self.session = new_session()
         self._heard: dict[str, bytearray] = {}
         self._play()
-        spooled = "" if folder is None else " with a spool"
+        stored = "" if folder is None else " with a store"
         self.targets = [
-            Target(f"server{spooled}, by its client", self.heard("server from client"), self.server),
-            Target(f"server{spooled}, by its dealer", self.heard("server from dealer"), self.server_of_dealer),
-            Target(f"client{spooled}, by its server", self.heard("client from server"), self.client),
+            Target(f"server{stored}, by its client", self.heard("server from client"), self.server),
+            Target(f"server{stored}, by its dealer", self.heard("server from dealer"), self.server_of_dealer),
+            Target(f"client{stored}, by its server", self.heard("client from server"), self.client),
             Target("dealer, by a server", self.heard("dealer from server"), self.dealer),
             Target("dealer, by a client", self.heard("dealer from client"), self.seeding),
             Target("probe, by anyone", self._probing(), self.probed),
-        ][: 3 if spooled else None]
+        ][: 3 if stored else None]
 
     def heard(self, name: str) -> list[bytes]:
         return split(self._heard[name])
@@ -138,7 +138,7 @@ class Stage:
 
         theirs = greet(client, lambda theirs: answer_of({self.program.hash(): self.mine("server")}, theirs), TIMEOUT)
         served = self.served[theirs.program]
-        party = ServerParty(served, client, dial, session=theirs.session, spool=self._spool())
+        party = ServerParty(served, client, dial, session=theirs.session, store=self._store())
         try:
             party.set_up()
             party.serve()
@@ -152,11 +152,11 @@ class Stage:
 
     def _ask(self, server: StreamChannel, seed_dealer: Callable[[bytes], None]) -> None:
         hello(server, self.mine("client"), "server")
-        spool = self._spool()
-        party = ClientParty(self.program, self.case.constants, server, seed_dealer, session=self.session, spool=spool)
+        store = self._store()
+        party = ClientParty(self.program, self.case.constants, server, seed_dealer, session=self.session, store=store)
         try:
             party.set_up()
-            if spool is not None:
+            if store is not None:
                 party.precompute(1)
             party.query(self.case.client, more=True)
             party.query(self.case.client)
@@ -182,8 +182,8 @@ class Stage:
         peer = channel(sock, "client")
         answer_probe(peer, peer.recv_message(16384), self._facts())
 
-    def _spool(self) -> Spool | None:
-        return None if self._folder is None else Spool(self._folder / str(next(self._spools)))
+    def _store(self) -> PreprocessingStore | None:
+        return None if self._folder is None else PreprocessingStore(self._folder / str(next(self._stores)))
 
     # -- the honest session
 
@@ -230,7 +230,7 @@ BODIES = [
     {"go": 0}, {"abort": 0}, {"precompute": 1}, {"precompute": 10**9}, {"waiting": None}, {"queued": -1}, {"busy": "x"},
     {"busy": 1e300}, {"busy": 1, "why": 3}, {"spent": 0, "what": []}, {"taken": 0},
     {"missing": 0, "known": True, "next": "x"},
-    {"query": 0, "spool": {"session": "f" * 32, "number": 0}}, {"ready": 0, "then": {"missing": 1, "next": 10**30}},
+    {"query": 0, "store": {"session": "f" * 32, "number": 0}}, {"ready": 0, "then": {"missing": 1, "next": 10**30}},
     {"error": None}, {"error": {"kind": "PeerGone", "what": "\x1b[2J" * 99}}, {"error": {"kind": [], "what": {}}},
     {"need": "weights"}, {"need": []}, {"program": -1}, {"program": 10**15}, {"seed": "zz"}, {"seed": "f" * 64},
     {"weights": "f" * 32}, {"kept": 0}, {"stop": 0}, {"done": True}, {"echo": "x" * 9999}, {"up": 10**9},
@@ -245,7 +245,7 @@ CHANGES = ("bit", "kind", "length", "cut", "noise", "drop", "twice", "swap", "ot
 # -- what a peer says that knows all names, and follows no order
 
 NAMES = st.sampled_from([
-    *("query", "spool", "more", "then", "session", "number", "live", "precompute", "bye", "go", "abort", "waiting"),
+    *("query", "store", "more", "then", "session", "number", "live", "precompute", "bye", "go", "abort", "waiting"),
     *("queued", "kept", "seed", "need", "program", "weights", "dealing", "deal", "dealt", "busy", "why", "party"),
     *("taken", "missing", "known", "next", "spent", "ready", "done", "stored", "full", "error", "kind", "what", "stop"),
     *("limit", "period", "seconds"),

@@ -70,14 +70,14 @@ def test_the_printed_example_shows_every_key_with_its_default(call, tmp_path):
 
 
 def test_paths_of_a_file_are_relative_to_it_and_flags_to_the_working_folder(write, tmp_path, monkeypatch):
-    write('[certificates]\nfolder = "keys"\n[server]\nspool = "/var/spool/b"\n[client]\ncache = "~/c"\n')
+    write('[certificates]\nfolder = "keys"\n[server]\nstore = "/var/spool/b"\n[client]\ncache = "~/c"\n')
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     monkeypatch.setenv("HOME", "/home/ada")
     settings = load_settings(Path("../blindformer.toml"), **{"client.folder": Path("model")})
     assert settings.certificates.folder.resolve() == tmp_path / "keys"
-    assert settings.server.spool == Path("/var/spool/b")
+    assert settings.server.store == Path("/var/spool/b")
     assert settings.server.folder.resolve() == tmp_path / "compiled" / "server"  # a default counts as the file's
     assert settings.client.cache == Path("/home/ada/c")
     assert settings.client.folder == elsewhere / "model"
@@ -136,7 +136,7 @@ def test_port_zero_is_for_listening(write):
         ("[session]\nworkers = 2", "session.workers: is not a known key; it belongs in [server] or [dealer]"),
         (
             "[client]\nxyz = 2",
-            "client.xyz: is not a known key; known in [client]: folder, device, adapter, pad, memory, spool, ",
+            "client.xyz: is not a known key; known in [client]: folder, device, adapter, pad, memory, store, ",
         ),
         ("[client]\ncommitment = 'f0'", 'client.commitment = "f0": should be 64 hexadecimal digits, as `blindformer'),
         ("[dealer]\nreplicas = 2", "dealer.replicas: a service is one process now: leave it out, and run several"),

@@ -22,7 +22,7 @@ from blindformer.parties.service.control import REPORTS as REPORT_KINDS
 from blindformer.parties.service.control import BrokenControl, Lines, parse_report
 from blindformer.parties.session.dealing import DealerParty
 from blindformer.parties.session.messages import LimitReached, SlotsBusy
-from blindformer.parties.session.spool import SpoolError
+from blindformer.parties.session.preprocessing_store import StoreError
 from blindformer.parties.transport.frames import MESSAGE, TENSOR, pack_header
 from blindformer.protocols.errors import PeerError
 from blindformer.tests.parties.hostile import (
@@ -51,7 +51,7 @@ EXAMPLES = {
     "probe, by anyone": 500,
 }
 SAYINGS = 150  # to each
-SPOOLED = 150  # of each: every one begins a ledger
+STORED = 150  # of each: every one begins a ledger
 PROGRAMS, REPORTS = 500, 1000
 DRAWN = 5 if settings().derandomize else 1  # one of so many; `make fuzz` draws all, and new ones
 FIELDS = sorted({name for report in REPORT_KINDS.values() for name in report.model_fields})
@@ -88,14 +88,14 @@ def test_a_hostile_peer_gets_a_typed_error_or_nothing(target: Target) -> None:
 
 @pytest.mark.hypothesis
 @pytest.mark.slow
-def test_a_hostile_peer_of_a_party_with_a_spool() -> None:
+def test_a_hostile_peer_of_a_party_with_a_store() -> None:
     memory = Path("/dev/shm")  # ledgers wait for the disk, and here are hundreds
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
         stage = Stage(small_case(), Path(name))
         for target in stage.targets:
             with filled(b"".join(target.frames)) as sock:
                 target.meet(sock)
-            assert attack(target, SPOOLED, changed(target, stage)) > SPOOLED // DRAWN // 4
+            assert attack(target, STORED, changed(target, stage)) > STORED // DRAWN // 4
 
 
 def changed(target: Target, stage: Stage) -> st.SearchStrategy[bytes]:
@@ -153,7 +153,7 @@ def outcome(conversation: Callable[[], None]) -> str:
     """The typed error that ends it, one printable line; empty if it goes to its end. Anything else fails the test."""
     try:
         conversation()
-    except (PeerError, SlotsBusy, LimitReached, SpoolError) as error:
+    except (PeerError, SlotsBusy, LimitReached, StoreError) as error:
         text = str(error)
     else:
         return ""

@@ -1,4 +1,4 @@
-"""What is removed from the cache, what it frees, and what is never touched: a spool least of all."""
+"""What is removed from the cache, what it frees, and what is never touched: a store least of all."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from blindformer.parties.housekeeping import (
     remove,
 )
 from blindformer.parties.session.masked_weights import Catalogue, CatalogueLine
-from blindformer.parties.session.spool import Missing, Ref, answer_proposal
+from blindformer.parties.session.preprocessing_store import Missing, Ref, answer_proposal
 from blindformer.parties.session.weight_transfer import MaskedCache, masked_models
 from blindformer.protocols.errors import BlindformerError
-from blindformer.tests.parties.session.spool.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, make_pair
+from blindformer.tests.parties.session.store.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, make_pair
 
 DAY = 86400.0
 ROWS = (2, 3)
@@ -243,7 +243,7 @@ def test_what_cannot_be_removed_is_one_line_and_stays_whole(cache, compiled, mon
     assert len(load_server(folder_of(cache, 2))) == 1
 
 
-# --- spools ----------------------------------------------------------------------------------------------------------
+# --- stores ----------------------------------------------------------------------------------------------------------
 def use(server, client, number: int) -> bool:
     """Whether both use it; as a query does."""
     ref = Ref(session=SESSION, number=number)
@@ -253,9 +253,9 @@ def use(server, client, number: int) -> bool:
 
 @pytest.mark.parametrize("place", ["", "compiled/wide-0000000000000002", "compiled/wide-0000000000000002/server"])
 def test_no_mask_is_used_twice_whatever_is_removed(cache, tmp_path, place):
-    """Spools that a configuration puts into the cache, a client's or a server's. Without a server's ledger, a copy of
+    """Stores that a configuration puts into the cache, a client's or a server's. Without a server's ledger, a copy of
     the client's that was made before a query would use its masks again."""
-    server, client = make_pair(tmp_path / "spools", 3)
+    server, client = make_pair(tmp_path / "stores", 3)
     shutil.copytree(client.folder, tmp_path / "copy")
     assert use(server, client, 0)
     shutil.copytree(server.folder, cache / place, dirs_exist_ok=True)

@@ -19,7 +19,7 @@ from blindformer.protocols.beaver.owner import join, pack_shares, seed_shares, s
 from blindformer.protocols.beaver.point_function import pack_keys, take_keys
 from blindformer.protocols.beaver.primitive import primitives
 from blindformer.protocols.beaver.source import ClientSource, Corrections, DealerSource, ServerSource
-from blindformer.protocols.beaver.values import Share, Tape, Trace
+from blindformer.protocols.beaver.values import OfflineValue, Share, Tape
 from blindformer.protocols.channel import Meter
 from blindformer.protocols.devices import CPU, Placement
 from blindformer.protocols.ring import Ring, sign_extend
@@ -237,7 +237,7 @@ def run_primitive(op: str, x: Tensor, width: int = 64, **attributes) -> Tensor:
     tapes = {}
     for role, source in sources.items():
         offline = Offline(source, Tape(), RING)
-        primitive.correlate(offline, "1", shape, width, Trace("0", shape), **attributes)
+        primitive.correlate(offline, "1", shape, width, OfflineValue("0", shape), **attributes)
         tapes[role] = offline.tape
     theirs = Stream(new_seed(), "share").integers("x", shape)
     steps = [

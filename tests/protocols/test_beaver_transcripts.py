@@ -248,7 +248,7 @@ def test_the_server_receives_openings_and_counters_alone():
     wanted, live, query, go, *frames, last = session.received["server", "client"]
     assert set(wanted) == {1}
     assert parsed([live, query, go, last]) == [
-        {"live": True}, {"query": 0, "spool": None, "more": False, "then": None}, {"go": 0}, {"bye": True}
+        {"live": True}, {"query": 0, "store": None, "more": False, "then": None}, {"go": 0}, {"bye": True}
     ]  # fmt: skip
     assert sum(map(len, frames)) == declared.up
     assert even(raw(frames))

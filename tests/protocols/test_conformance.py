@@ -23,7 +23,9 @@ from hypothesis import strategies as st
 
 NEEDS = {"crypten": "crypten", "ckks": "tenseal"}
 INSTALLED = [name for name in available() if (name not in NEEDS or find_spec(NEEDS[name])) and find(name).exact]
-ON_PROGRAMS = [name for name in INSTALLED if find(name).offers]  # of layers alone: tests/protocols/delegated
+ON_PROGRAMS = [
+    name for name in INSTALLED if find(name).supported_operations
+]  # of layers alone: tests/protocols/delegated
 
 
 # The kernels' bits are held at every level in test_kernels.py and test_matmul.py.
@@ -43,7 +45,7 @@ def run(request, level):
     setup = import_module(f"blindformer.tests.protocols.setups.{request.param}")
 
     def checked(case):
-        missing = case.program.needs() - find(request.param).offers
+        missing = case.program.needs() - find(request.param).supported_operations
         if missing:
             pytest.skip(f"{request.param} does not offer {', '.join(sorted(missing))}")
         return setup.run(case)
@@ -102,8 +104,8 @@ def test_every_protocol_has_a_set_up_and_says_what_it_is():
     for name in INSTALLED:
         protocol = find(name)
         assert protocol.name == name
-        assert bool(protocol.offers) == bool(find_spec(f"blindformer.tests.protocols.setups.{name}"))
-        assert bool(protocol.offers) == (name != "delegated")
+        assert bool(protocol.supported_operations) == bool(find_spec(f"blindformer.tests.protocols.setups.{name}"))
+        assert bool(protocol.supported_operations) == (name != "delegated")
         assert protocol.security
         assert protocol.parties
 

@@ -20,7 +20,7 @@ def beaver(devices):
 
 
 def three(case):
-    if not case.program.needs() - find("crypten").offers:
+    if not case.program.needs() - find("crypten").supported_operations:
         check(case, run_many(case, 3, device=GPU).outputs, 3)
 
 

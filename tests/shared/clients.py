@@ -19,11 +19,11 @@ import torch
 from blindformer.models.artifacts import load_client
 from blindformer.models.compile import AnswerOutOfRange, decode_outputs
 from blindformer.parties.certificates.tls_folder import client_context
-from blindformer.parties.config import UseSpool
+from blindformer.parties.config import UseStore
 from blindformer.parties.session.messages import SlotsBusy
 from blindformer.parties.session.online import Progress
+from blindformer.parties.session.preprocessing_store import PreprocessingStore
 from blindformer.parties.session.rendezvous_two import my_hello, seed_dealer
-from blindformer.parties.session.spool import Spool
 from blindformer.parties.session.two_party_client import ClientParty
 from blindformer.parties.transport.handshake import meet, new_session
 from blindformer.protocols.errors import BlindformerError
@@ -54,7 +54,9 @@ class Asker:
         self._pipe.send({"event": event, "at": time.monotonic(), **fields})
 
     @contextmanager
-    def connect(self, *, spool: Spool | None = None, use_spool: UseSpool = "auto") -> Iterator[ClientParty]:
+    def connect(
+        self, *, store: PreprocessingStore | None = None, use_store: UseStore = "auto"
+    ) -> Iterator[ClientParty]:
         """A session, introduced and not set up. Errors: BlindformerError."""
         site, program = self.site, self.part.program
         session = self.session = new_session()
@@ -70,8 +72,8 @@ class Asker:
             channel,
             leave,
             session=session,
-            spool=spool,
-            use_spool=use_spool,
+            store=store,
+            use_store=use_store,
         )
         try:
             yield party

@@ -25,7 +25,7 @@ from blindformer.parties.client.sessions import Sessions
 from blindformer.parties.client.two_party import open_session
 from blindformer.parties.config import load_settings
 from blindformer.parties.session.online import OnPass, Progress
-from blindformer.parties.session.spool import Spool
+from blindformer.parties.session.preprocessing_store import PreprocessingStore
 from blindformer.protocols.clear import ClearEngine
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -165,11 +165,11 @@ def conversation_with(
     on_pass: OnPass | None = None,
     *,
     wait: float = 0.0,
-    spool: Spool | None = None,
+    store: PreprocessingStore | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Iterator[Conversation]:
-    """A conversation with these services, that goes on for `wait` seconds when one is away. `spool`: whose ledger notes
+    """A conversation with these services, that goes on for `wait` seconds when one is away. `store`: whose ledger notes
     correlations; `options`: of `meet_parties`."""
     settings = load_settings(
         **{
@@ -182,7 +182,7 @@ def conversation_with(
     )
     public, addresses = is_delegated(compiled), PartyAddresses(settings)
     part = load_part(compiled) if public else load_client(compiled)
-    own = {} if public else {"spool": spool, "use_spool": "off"}
+    own = {} if public else {"store": store, "use_store": "off"}
     opened = partial(open_served if public else open_session, settings, addresses, part, **own, **options)
     with closing(Sessions(opened, wait, progress)) as sessions:
         sessions.passes = DelegatedPasses if public else sessions.passes

@@ -1,4 +1,4 @@
-"""A Whisper with seeded weights and a token a byte, and sounds for it."""
+"""A Whisper with seeded weights and a token a byte, and recordings for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPECIAL = ("startoftranscript", "en", "de", "translate", "transcribe", "startofl
 
 
 def tiny_whisper(folder: Path) -> Path:
-    """One layer each, 16 wide, two seconds of sound."""
+    """One layer each, 16 wide, two seconds of audio."""
     import transformers
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 

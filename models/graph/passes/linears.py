@@ -114,7 +114,7 @@ def _is_row(node: Node, width: int) -> bool:
     return node.shape[-1:] == (width,) and torch.Size(node.shape).numel() == width
 
 
-# An open weight behind a norm, with large and small rows, gets rows alike: x W = (x c) (W / c), by powers of two c at
+# A public weight behind a norm, with large and small rows, gets rows alike: x W = (x c) (W / c), by powers of two c at
 # most 1.
 #
 # A weight is encoded with 16 bits for its largest entry. Language models have features that are always large, and rows

@@ -35,7 +35,9 @@ def polynomial(at: Scaler, node: Node) -> None:
     else:
         number = at.exactly(x, scale - shift)
         scaled = [c * 2.0 ** (shift * k) for k, c in enumerate(coefficients)]
-        bits_of = least_scale if at.open else fraction_bits  # every bit less is one less of all that open weights read
+        bits_of = (
+            least_scale if at.open else fraction_bits
+        )  # every bit less is one less of all that public weights read
         exact = max(k * scale + bits_of(c) for k, c in enumerate(scaled))
         out = min(exact, degree * scale + guard + 2, ceiling)
         integers = [round(c * 2.0 ** (out - k * scale)) for k, c in enumerate(scaled)]

@@ -21,7 +21,7 @@ from torch import Tensor
 from ...beaver import lookup
 from ...beaver.context import Public
 from ...beaver.primitive import Opening, Primitive, size
-from ...beaver.values import Shape, Share, Trace, mask_bytes, of_shape
+from ...beaver.values import OfflineValue, Shape, Share, mask_bytes, of_shape
 from ...errors import CorrelationError
 from ...ring import Ring
 from ...rounds import Step, Swap, together
@@ -53,16 +53,16 @@ class ByKnownValue(Primitive):
         return _times
 
     def correlate(
-        self, offline: NPartyOffline, key: str, shape: Shape, width: int, x: Trace, value: Owned | Public
-    ) -> Trace:
+        self, offline: NPartyOffline, key: str, shape: Shape, width: int, x: OfflineValue, value: Owned | Public
+    ) -> OfflineValue:
         if isinstance(value, Public):
-            return Trace(key, shape, width)
+            return OfflineValue(key, shape, width)
         a, b, product = offline.others(x, value.rank), _mask(offline, value), self.ahead(offline.ring)
         share = offline.source.derived(key, shape, KnownProduct(a, b, product), mask_bytes(width))
         if value.masked is not None:
             share = product(a, value.masked) + share  # all of this party's result
         offline.keep(key, share)
-        return Trace(key, shape, width)
+        return OfflineValue(key, shape, width)
 
     def run(self, online: NPartyOnline, key: str, width: int, x: Share, value: Owned | Public) -> Step:
         product = self.now(online.ring, width)
@@ -81,17 +81,17 @@ class ByKnownValue(Primitive):
             share = product(a, value.masked).add_(share)
         return Share(key, share, width)
 
-    def cost(self, shape: Shape, width: int, x: Trace, value: Owned | Public) -> NPartyCost:
+    def cost(self, shape: Shape, width: int, x: OfflineValue, value: Owned | Public) -> NPartyCost:
         """x - A is gathered at the owner, unless it is there; a data owner's D is spread, unless it was."""
         if isinstance(value, Public):
             return NPartyCost()
-        gathered = 0 if but(value.rank) in x.half else wire_bytes(x.width) * size(x.shape)
+        gathered = 0 if but(value.rank) in x.one_sided else wire_bytes(x.width) * size(x.shape)
         known = value.owner == "server" or value.mask is not None
         spread = 0 if known else wire_bytes(value.width) * size(value.shape)
         moved = Moved(gathered=gathered, spread=spread, one=value.rank)
         return NPartyCost((moved,) if gathered or spread else (), mask_bytes(width) * size(shape))
 
-    def opens(self, x: Trace, value: Owned | Public) -> list[Opening]:
+    def opens(self, x: OfflineValue, value: Owned | Public) -> list[Opening]:
         if isinstance(value, Public):
             return []
         gathered = (x.key, but(value.rank))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ...beaver.primitive import Primitive, size
 from ...beaver.reveal import rounded, rounding, zero
-from ...beaver.values import Shape, Share, Trace, mask_bytes, of_shape
+from ...beaver.values import OfflineValue, Shape, Share, mask_bytes, of_shape
 from ...operations import OWNER
 from ...ring import sign_extend
 from ...rounds import Step, Swap
@@ -29,14 +29,14 @@ class RevealToOne(Primitive):
         key: str,
         shape: Shape,
         width: int,
-        x: Trace,
+        x: OfflineValue,
         to: str,
         bits: int = 0,
         ring: int = 64,
-    ) -> Trace:
+    ) -> OfflineValue:
         correlation = rounding(offline, key, shape, width, bits, ring) if bits else None
         offline.keep(key, correlation or zero(offline, key, shape, width))
-        return Trace(key, shape, width)
+        return OfflineValue(key, shape, width)
 
     def run(self, online: NPartyOnline, key: str, width: int, x: Share, to: str, bits: int = 0, ring: int = 64) -> Step:
         to_owner = to == OWNER
@@ -53,7 +53,7 @@ class RevealToOne(Primitive):
         (theirs,) = yield [Swap(None, tuple(share.shape), wire_bytes(width))]
         return sign_extend(share + theirs, width)
 
-    def cost(self, shape: Shape, width: int, x: Trace, to: str, bits: int = 0, ring: int = 64) -> NPartyCost:
+    def cost(self, shape: Shape, width: int, x: OfflineValue, to: str, bits: int = 0, ring: int = 64) -> NPartyCost:
         steps, to_owner = (), to == OWNER
         if bits:
             opening = wire_bytes(ring) * size(shape)

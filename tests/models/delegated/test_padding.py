@@ -29,7 +29,7 @@ class Pictures(nn.Module):
         return self.mix(self.patches(x).relu().flatten(2).transpose(1, 2)).mean(1)
 
 
-class Sounds(nn.Module):
+class Recordings(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.frames, self.mix = nn.Conv1d(1, 40, 32, 16), nn.Linear(40, 40)
@@ -46,7 +46,7 @@ def test_classes_of_rows():
     ("module", "shapes", "other"),
     [
         (Pictures(), [(1, 3, 24, 32), (1, 3, 28, 32), (1, 3, 32, 32)], (1, 3, 36, 32)),
-        (Sounds(), [(1, 1, 5 * 160), (1, 1, 6 * 160)], (1, 1, 12 * 160)),
+        (Recordings(), [(1, 1, 5 * 160), (1, 1, 6 * 160)], (1, 1, 12 * 160)),
     ],
     ids=["images", "recordings"],
 )

@@ -38,7 +38,7 @@ def some(count, seed=0):
 
 
 def source(kind, length=8, seed=0):
-    """Of a text two tokens less than its length, or a sound."""
+    """Of a text two tokens less than its length, or a recording."""
     if kind == "Whisper":
         return {"input_features": torch.randn(1, 8, 20, generator=torch.Generator().manual_seed(seed))}
     ids = torch.cat([some(6, seed), torch.ones(length - 6, dtype=torch.long)])
@@ -72,7 +72,7 @@ def test_passes_give_the_scores_of_the_model(kind):
 
 @pytest.fixture(scope="module", params=["T5", "Whisper"])
 def compiled(request):
-    """(kind, decoder, compiled) for texts of two lengths, or sounds."""
+    """(kind, decoder, compiled) for texts of two lengths, or recordings."""
     kind = request.param
     decoder = CrossDecoder(small(kind), START).eval()
     lengths = (20,) if kind == "Whisper" else (8, 12)

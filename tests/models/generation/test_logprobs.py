@@ -57,11 +57,11 @@ def test_each_token_has_the_models_own_logprob(private, expected, options):
     ids = torch.cat([prompt, answer])
     rows = expected(ids)[len(PREFIX) :]
     assert [one.token for one in logprobs.tokens] == ids[len(PREFIX) :].tolist()
-    assert (logprobs.tokens[0].logprob, logprobs.tokens[0].likeliest) == (None, ())
+    assert (logprobs.tokens[0].logprob, logprobs.tokens[0].most_likely) == (None, ())
     own = rows[range(len(rows)), ids[len(PREFIX) + 1 :]].tolist()
     assert [one.logprob for one in logprobs.tokens[1:]] == pytest.approx(own, abs=0.05)
     for one, row in zip(logprobs.tokens[1:], rows, strict=True):
-        assert [logprob for _, logprob in one.likeliest] == pytest.approx(row.topk(3).values.tolist(), abs=0.05)
+        assert [logprob for _, logprob in one.most_likely] == pytest.approx(row.topk(3).values.tolist(), abs=0.05)
 
 
 def test_a_prompt_may_be_read_without_an_answer_and_is_read_whole_only_if_it_is_echoed(private):

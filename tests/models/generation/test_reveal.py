@@ -1,4 +1,4 @@
-"""A decoder that reveals the next token alone: the likeliest, or one that the client's noise draws."""
+"""A decoder that reveals the next token alone: the most likely, or one that the client's noise draws."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_only_tokens_are_revealed(tokens):
     assert {tuple(part.outputs) for part in tokens.program.parts.values()} == {("token",)}
 
 
-def test_the_likeliest_token_is_that_of_the_model(private, model):
+def test_the_most_likely_token_is_that_of_the_model(private, model):
     wanted = model.generate(PROMPT[None], do_sample=False, **OPTIONS)[0, len(PROMPT) :].tolist()
     assert private.answer(PROMPT, **OPTIONS).tolist() == wanted
     private.rows.crop(0)
@@ -37,7 +37,7 @@ def test_the_likeliest_token_is_that_of_the_model(private, model):
 
 
 def test_tokens_are_found_in_all_of_the_vocabulary(private, model):
-    """Also where calibration saw none of them: every place's likeliest token, with noise that points at it."""
+    """Also where calibration saw none of them: every place's most likely token, with noise that points at it."""
     for token in (0, 1, WORDS - 2, WORDS - 1):
         private.rows.noise = lambda places, token=token: 40.0 * torch.eye(WORDS)[token].expand(1, len(places), WORDS)
         assert private.rows.read([5]).round().tolist() == [token]

@@ -190,7 +190,7 @@ def uneven(owner: str = "public", rows: tuple[float, ...] = (1.0, 2.0**-6, 0.5, 
     return node
 
 
-def test_rows_of_an_open_weight_behind_a_norm_become_alike():
+def test_rows_of_a_public_weight_behind_a_norm_become_alike():
     b = Builder()
     normed = b.mul(shared(3, 4), shared(3, 1))
     (after,) = kept(even_rows, b.matmul(normed, uneven()))

@@ -10,7 +10,7 @@ from blindformer.models.compile import compile
 from blindformer.models.loading.adapters import AdapterWarning, parse_adapters
 from blindformer.models.loading.huggingface import LoadError
 from blindformer.models.loading.load import load
-from blindformer.models.open_weights import OpenWeights, WeightsError
+from blindformer.models.weight_owners import WeightOwners, WeightsError
 from blindformer.tests.models.conftest import clear
 from blindformer.tests.shared.adapters import save_adapter
 
@@ -49,9 +49,9 @@ def test_a_language_model_keeps_its_head_and_a_model_without_an_adapter_its_defa
     adapter = save_adapter(tiny_causal, tmp_path / "pirate", target_modules=["c_attn"], fan_in_fan_out=True)
     loaded = load(tiny_causal, adapter)
     assert loaded.kind == "causal"
-    assert loaded.weights() == OpenWeights(private=("*lora_*",), rest="public")
+    assert loaded.weights() == WeightOwners(private=("*lora_*",), rest="public")
     assert loaded.weights("public") == loaded.weights()  # nobody opens an adapter by accident
-    assert load(tiny_causal).weights() == OpenWeights()
+    assert load(tiny_causal).weights() == WeightOwners()
 
 
 def test_labels_are_those_beside_the_adapter(tiny_features, tmp_path):

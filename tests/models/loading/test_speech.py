@@ -1,11 +1,11 @@
-"""What a model of speech hears at once: a window of its own, and of a long sound one piece after the other."""
+"""What a model of speech hears at once: a window of its own, and of a long recording one piece after the other."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from blindformer.models.loading.calibration_sounds import calibration_sounds
+from blindformer.models.loading.calibration_recordings import calibration_recordings
 from blindformer.models.loading.huggingface import LoadError
 from blindformer.models.loading.load import load
 from blindformer.models.loading.media import pieces
@@ -23,10 +23,10 @@ def test_a_shorter_window_is_heard_as_the_beginning_of_a_longer_one(folder):
     whole = load(folder)
     torch.nn.init.zeros_(whole.model.get_encoder().layers[0].self_attn.out_proj.weight)
     cut = windowed(whole, 1)
-    sound = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
+    audio = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
     with torch.no_grad():
         long, short = (
-            one.model.get_encoder()(one.encode_file(sound)["input_features"]).last_hidden_state for one in (whole, cut)
+            one.model.get_encoder()(one.encode_file(audio)["input_features"]).last_hidden_state for one in (whole, cut)
         )
     assert cut.model.get_input_embeddings().weight is whole.model.get_input_embeddings().weight
     assert (whole.task.ear.chunk_length, cut.task.ear.chunk_length) == (SECONDS, 1)
@@ -42,38 +42,40 @@ def test_a_window_that_cannot_be_is_one_line(folder, tiny_encoder):
             windowed(loaded, seconds)
     reader = load(tiny_encoder)
     assert windowed(reader, None) is reader
-    with pytest.raises(LoadError, match=r"has no window of sound that can be cut; leave seconds out"):
+    with pytest.raises(LoadError, match=r"has no window of audio that can be cut; leave seconds out"):
         windowed(reader, 1)
 
 
-def test_a_long_sound_is_cut_where_nobody_speaks():
-    sound = np.random.default_rng(0).standard_normal(12 * RATE).astype(np.float32)
+def test_a_long_recording_is_cut_where_nobody_speaks():
+    audio = np.random.default_rng(0).standard_normal(12 * RATE).astype(np.float32)
     for silence in (3.9, 8.1):
-        sound[int(silence * RATE) : int((silence + 0.1) * RATE)] = 0
-    parts = list(pieces(sound, RATE, 5))
-    assert np.concatenate(parts) == pytest.approx(sound)
+        audio[int(silence * RATE) : int((silence + 0.1) * RATE)] = 0
+    parts = list(pieces(audio, RATE, 5))
+    assert np.concatenate(parts) == pytest.approx(audio)
     assert max(map(len, parts)) <= 5 * RATE
     assert [len(part) / RATE for part in parts] == pytest.approx([3.95, 4.2, 3.85], abs=0.05)
-    assert [len(part) for part in pieces(sound[:RATE], RATE, 5)] == [RATE]
+    assert [len(part) for part in pieces(audio[:RATE], RATE, 5)] == [RATE]
 
 
-def test_sounds_to_calibrate_on_are_alike_each_time_and_differ_from_each_other():
-    sounds = calibration_sounds(2, RATE)
-    assert all(np.array_equal(one, other) for one, other in zip(sounds, calibration_sounds(2, RATE), strict=True))
-    assert {sound.shape for sound in sounds} == {(2 * RATE,)}
-    loudness = [float(np.abs(sound).max()) for sound in sounds]
-    assert len(set(loudness)) == len(sounds)
+def test_recordings_to_calibrate_on_are_alike_each_time_and_differ_from_each_other():
+    recordings = calibration_recordings(2, RATE)
+    assert all(
+        np.array_equal(one, other) for one, other in zip(recordings, calibration_recordings(2, RATE), strict=True)
+    )
+    assert {audio.shape for audio in recordings} == {(2 * RATE,)}
+    loudness = [float(np.abs(audio).max()) for audio in recordings]
+    assert len(set(loudness)) == len(recordings)
     assert all(0.05 < most < 1.5 for most in loudness)
-    spectrum = np.abs(np.fft.rfft(np.concatenate(sounds))) ** 2
-    hertz = np.fft.rfftfreq(len(sounds) * 2 * RATE, 1 / RATE)
+    spectrum = np.abs(np.fft.rfft(np.concatenate(recordings))) ** 2
+    hertz = np.fft.rfftfreq(len(recordings) * 2 * RATE, 1 / RATE)
     assert spectrum[hertz < 4000].sum() > 0.9 * spectrum.sum()  # as in speech
 
 
-def test_how_long_a_sound_is_does_not_show_in_what_the_model_is_given(folder):
-    task, (sound,) = load(folder).task, calibration_sounds(SECONDS, RATE, 1)
+def test_how_long_a_recording_is_does_not_show_in_what_the_model_is_given(folder):
+    task, (audio,) = load(folder).task, calibration_recordings(SECONDS, RATE, 1)
     shapes = {
         tuple(task.encode_file(piece)["input_features"].shape)
         for length in (RATE // 10, RATE, SECONDS * RATE)
-        for piece in task.pieces(sound[:length])
+        for piece in task.pieces(audio[:length])
     }
     assert len(shapes) == 1

@@ -89,7 +89,7 @@ def test_filling_a_mask(tiny_heads):
 
 
 def test_an_answer_is_a_span_of_the_second_text(tiny_heads):
-    """The likeliest span that begins and ends in it, by all that there are."""
+    """The most likely span that begins and ends in it, by all that there are."""
     loaded = load(tiny_heads("span"))
     question, text = "what is it ?", "the unheard-of password is lost , not good !"
     inputs = loaded.encode((question, text), 32)
@@ -161,7 +161,7 @@ def test_wrong_inputs_are_explained(tmp_path):
     for ask, words in (
         (lambda: text.encode_text("good", 8), "has no tokenizer"),
         (lambda: images.encode_file(tmp_path / "none.png"), "came without what makes numbers of images"),
-        (lambda: text.encode_file(tmp_path), "takes texts, not files of images or sounds"),
+        (lambda: text.encode_file(tmp_path), "takes texts, not files of images or recordings"),
         (lambda: open_image(3), "a file's path, a PIL image or a tensor, not int"),
         (lambda: open_image(tmp_path / "cut.png"), r"cut\.png: is no image that can be read"),
         (lambda: open_image(script), "the image: is no image that can be read"),

@@ -232,7 +232,7 @@ def test_a_missing_file_says_what_to_give(tmp_path):
 def test_what_a_protocol_does_not_offer_is_named_with_its_module(program):
     class Polynomial:
         name = "toy"
-        offers = operations().keys() - {"matmul"}
+        supported_operations = operations().keys() - {"matmul"}
 
     with pytest.raises(ProgramError, match=r"layer\.0\.attention.*needs the operation matmul, which protocol toy"):
         check_offers(program, Polynomial)

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 import pytest
-from blindformer.parties.bulk import askers
 from blindformer.parties.bulk import job as jobs
-from blindformer.parties.bulk.askers import WRITTEN, BatchAnswers, BulkError, RowClient
+from blindformer.parties.bulk import row_clients
 from blindformer.parties.bulk.job import BulkJob
+from blindformer.parties.bulk.row_clients import WRITTEN, BatchAnswers, BulkError, RowClient
 from blindformer.parties.client.canaries import Canaries, CanaryReport
 from blindformer.parties.client.result import Result
 from blindformer.parties.session.messages import SlotsBusy
@@ -63,7 +63,7 @@ class Fake:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    monkeypatch.setattr(askers, "RETRY_DELAY_S", 0.001)
+    monkeypatch.setattr(row_clients, "RETRY_DELAY_S", 0.001)
     monkeypatch.setattr(jobs, "WHOLE", 4)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from blindformer.parties.bulk import job as jobs
-from blindformer.parties.bulk.askers import BulkError, connect
 from blindformer.parties.bulk.job import BulkJob
+from blindformer.parties.bulk.row_clients import BulkError, connect
 from blindformer.parties.client.result import Result
 from blindformer.protocols.errors import PeerRefused
 from blindformer.tests.shared.processes import alone

@@ -154,7 +154,7 @@ def test_a_model_that_is_not_installed_names_the_command(refused, monkeypatch):
 OTHERS = {
     "query": (("query", "{}", "a", "--server", "local"), "is compiled for conversations; use chat"),
     "precompute": (
-        ("precompute", "{}", 1, "--spool", "{}/spool", "--server", "localhost:1", "--dealer", "localhost:1"),
+        ("precompute", "{}", 1, "--store", "{}/store", "--server", "localhost:1", "--dealer", "localhost:1"),
         "is compiled for conversations, whose correlations",
     ),
     "run": (("run", "{}", "a"), "this one was written by compile"),

@@ -79,7 +79,7 @@ def test_an_option_that_is_a_key_of_the_file_names_it(refused, name):
 
 
 def test_a_value_that_is_called_as_a_key_is_none(call):
-    assert call("serve", "spool")[2].endswith("spool: there is no such folder; give the one that compile wrote\n")
+    assert call("serve", "store")[2].endswith("store: there is no such folder; give the one that compile wrote\n")
 
 
 # --- words that are not UTF-8, which the system hands over as surrogates ---------------------------------------------

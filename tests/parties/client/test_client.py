@@ -186,7 +186,7 @@ def test_mistakes_are_explained(site, connect, compiled, tmp_path, monkeypatch):
     with pytest.raises(ClientError, match=r"dealer: a client of topology helper dials none; give topology dealer, or"):
         Client(dealer="127.0.0.1:2", topology="helper", **where)
     with pytest.raises(ClientError, match="needs a folder of correlations"):
-        connect(site, use_spool="only")
+        connect(site, use_store="only")
     with pytest.raises(BlindformerError, match="is missing"):
         connect(site, certificates=tmp_path).query(TEXTS[0])
     with pytest.raises(PeerError, match="server"):

@@ -16,7 +16,7 @@ from blindformer.models.delegated.building import delegate_folder
 from blindformer.models.delegated.folder import load_part
 from blindformer.models.delegated.part import part_of_module
 from blindformer.models.loading.load import load
-from blindformer.models.open_weights import open_weights
+from blindformer.models.weight_owners import weight_owners
 from blindformer.parties.cli.app import app
 from blindformer.parties.client.delegated import DelegatedSession
 from blindformer.parties.client.private_head import PrivateHeadModel, private_head
@@ -133,12 +133,12 @@ def test_an_estimate_names_the_heads_session(call, tiny_classifier, monkeypatch,
 
 def test_what_is_a_head():
     net = Net(True)
-    assert private_head(net, open_weights({"private": ["head.*"], "rest": "public"})) == "head"
+    assert private_head(net, weight_owners({"private": ["head.*"], "rest": "public"})) == "head"
     for other in ({"private": ["body.*"], "rest": "public"}, {"private": ["head.bias"], "rest": "public"}, "public"):
-        assert private_head(net, open_weights(other)) is None
+        assert private_head(net, weight_owners(other)) is None
     net.head.weight = nn.Parameter(net.body.weight[:3].clone())
     net.body.register_parameter("same", net.head.weight)  # a tied parameter is private under both names
-    assert private_head(net, open_weights({"private": ["head.*"], "rest": "public"})) is None
+    assert private_head(net, weight_owners({"private": ["head.*"], "rest": "public"})) is None
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_one_folder_for_each_role_serves_base_and_head_at_one_address(folder, cl
     asked = [classifier.encode(text, 16) for text in TEXTS[:2]]
     with torch.no_grad():
         wanted = [classifier.model(**one).logits for one in asked]
-    limits = {"queries_each": 2, "state": tmp_path / "counts", "spool": tmp_path / "theirs"}
+    limits = {"queries_each": 2, "state": tmp_path / "counts", "store": tmp_path / "theirs"}
     with Deployment(tmp_path, folder, server=limits) as site:
         words = site.words()
         where = {"dealer": words[3], "folder": site.client_folder, "certificates": site.certificates}
@@ -174,13 +174,13 @@ def test_one_folder_for_each_role_serves_base_and_head_at_one_address(folder, cl
         assert programs == {next(iter(one["programs"].values())) for one in about}
         assert "in sessions of the private head semi-honest" in site.server.ready["adversary"]
         with pytest.raises(ClientError, match="needs one that is not this side"):
-            bf.DelegatedClient(words[1], **{**where, "dealer": "local"}, spool=tmp_path / "mine")
+            bf.DelegatedClient(words[1], **{**where, "dealer": "local"}, store=tmp_path / "mine")
 
 
 def test_passes_of_the_base_are_made_ahead(folder, tmp_path):
-    with Deployment(tmp_path, folder, server={"spool": tmp_path / "theirs"}) as site:
-        words = [str(site.client_folder), *site.words(), "--length", "16", "--spool", str(tmp_path / "mine")]
-        (file := tmp_path / "blindformer.toml").write_text('[client]\nuse_spool = "only"\n')
+    with Deployment(tmp_path, folder, server={"store": tmp_path / "theirs"}) as site:
+        words = [str(site.client_folder), *site.words(), "--length", "16", "--store", str(tmp_path / "mine")]
+        (file := tmp_path / "blindformer.toml").write_text('[client]\nuse_store = "only"\n')
         for command in (["precompute", *words, "1"], ["query", *words, TEXTS[0], "--config", str(file)]):
             result = CliRunner().invoke(app, [*command, "--format", "json"], catch_exceptions=False)
             assert result.exit_code == 0

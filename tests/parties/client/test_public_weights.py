@@ -33,7 +33,7 @@ def folder(request, tiny_classifier, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("place", [beaver_here, helper, crypten_here])
-def test_answers_are_right_and_nothing_of_an_open_weight_is_sent_before_them(place, folder, tmp_path):
+def test_answers_are_right_and_nothing_of_a_public_weight_is_sent_before_them(place, folder, tmp_path):
     with place(folder, tmp_path) as here, here.client() as client:
         session = client.sessions.get(client.part.for_length())
         for number, inputs in enumerate(here.inputs):
@@ -53,7 +53,7 @@ def test_who_computes_says_how_many_parameters_are_open(folder):
     assert ("masked weights" in learned["client"], "weight masks" in learned["dealer"]) == (masked, masked)
 
 
-def test_other_open_weights_are_another_program(tiny_classifier, tmp_path):
+def test_other_public_weights_are_another_program(tiny_classifier, tmp_path):
     """A digest of each is in the program, whose hash is compared before a share is sent."""
     from transformers import AutoModelForSequenceClassification
 

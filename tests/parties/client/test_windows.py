@@ -144,7 +144,7 @@ def test_labels_of_tokens_stand_where_they_are_in_the_whole_text(tiny_heads):
         assert (row["entity"], round(row["score"], 2)) in [(one["entity"], round(one["score"], 2)) for one in alike]
 
 
-def test_an_answer_is_the_likeliest_of_all_windows(tiny_heads):
+def test_an_answer_is_the_most_likely_of_all_windows(tiny_heads):
     question = "what is lost ?"
     with bf.pipeline("question-answering", model=tiny_heads(TASKS["question-answering"]), **MADE) as pipe:
         best, *others = pipe(question=question, context=LONG, truncation="windows", top_k=3)

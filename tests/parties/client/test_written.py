@@ -54,18 +54,20 @@ def test_lists_and_the_other_tasks_have_the_forms_of_transformers(marian):
         bf.pipeline("fill-mask", folder, "clear")
 
 
-def test_a_sound_is_transcribed_as_by_the_model(tmp_path):
+def test_a_recording_is_transcribed_as_by_the_model(tmp_path):
     folder = tiny_whisper(tmp_path / "whisper")
-    sounds = [np.random.default_rng(seed).normal(0, 0.1, 8000).astype(np.float32) for seed in range(2)]
+    recordings = [np.random.default_rng(seed).normal(0, 0.1, 8000).astype(np.float32) for seed in range(2)]
     how = {"slots": 32, "sizes": (1,)}
-    with bf.pipeline("automatic-speech-recognition", load(folder), "clear", calibration=sounds, generation=how) as hear:
-        answer = hear(sounds[0], language="de", max_new_tokens=NEW)
+    with bf.pipeline(
+        "automatic-speech-recognition", load(folder), "clear", calibration=recordings, generation=how
+    ) as hear:
+        answer = hear(recordings[0], language="de", max_new_tokens=NEW)
     loaded = load(folder)
     words = ("startoftranscript", "de", "transcribe", "notimestamps")
     prompt = loaded.processor.tokenizer.convert_tokens_to_ids([f"<|{word}|>" for word in words])
     options = {"max_new_tokens": NEW, "num_beams": 1, "do_sample": False, "decoder_input_ids": torch.tensor([prompt])}
     with torch.no_grad():
-        tokens = GenerationMixin.generate(loaded.model, **loaded.encode_file(sounds[0]), **options)[0]
+        tokens = GenerationMixin.generate(loaded.model, **loaded.encode_file(recordings[0]), **options)[0]
     assert answer == {"text": loaded.processor.tokenizer.decode(tokens, skip_special_tokens=True)}
 
 

@@ -15,7 +15,7 @@ from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.certificates.tls_folder import server_context
 from blindformer.parties.doctor import checks as doctor_checks
 from blindformer.parties.session.ledger import Entry
-from blindformer.parties.session.spool import Spool
+from blindformer.parties.session.preprocessing_store import PreprocessingStore
 from blindformer.parties.transport.handshake import PeerFacts, my_facts
 from blindformer.parties.transport.tls import listen
 from blindformer.tests.pages import free_port
@@ -31,10 +31,10 @@ def test_a_good_client_finds_nothing_to_fix(place, compiled, tmp_path):
         answering(tmp_path / "all", "server", my_facts("server", programs=[program, "ab" * 32])) as server,
         answering(tmp_path / "all", "dealer", my_facts("dealer")) as dealer,
     ):
-        path = place("client", addresses(server=server, dealer=dealer) + '[client]\ncache = "cache"\nspool = "spool"\n')
+        path = place("client", addresses(server=server, dealer=dealer) + '[client]\ncache = "cache"\nstore = "store"\n')
         checks = found(path)
     assert to_fix(checks) == {}
-    assert {"config", "certificate", "dates", "cores", "artifacts", "spool", "cache"} <= set(checks)
+    assert {"config", "certificate", "dates", "cores", "artifacts", "store", "cache"} <= set(checks)
     assert {"reached", "version", "clock", "network"} <= {name.partition(": ")[2] for name in checks}
     assert checks["server: programs"].found == "1 of 1 known there"
     assert checks["dealer: network"].figures["rtt_s"] > 0
@@ -110,18 +110,18 @@ def test_an_address_in_use(place):
         assert "the service seems to run" in found(place("dealer", text))["listening"].found
 
 
-def test_a_ledger_a_damaged_one_and_a_spool_that_cannot_be_written(place, tmp_path):
-    path = place("client", addresses(server=free_port(), dealer=free_port()) + '[client]\nspool = "spool"\n')
+def test_a_ledger_a_damaged_one_and_a_store_that_cannot_be_written(place, tmp_path):
+    path = place("client", addresses(server=free_port(), dealer=free_port()) + '[client]\nstore = "store"\n')
     assert "ledger" not in found(path)  # nothing was made ahead yet
-    ledger = Spool(tmp_path / "client" / "spool").ledger
+    ledger = PreprocessingStore(tmp_path / "client" / "store").ledger
     ledger.open_session("ab" * 16, "program", "weights", "")
     ledger.add(Entry("ab" * 16, 0, b"k" * 32, None, 0, None))
     assert found(path)["ledger"].found == "preprocessed correlations ready: 1"
     ledger.path.write_bytes(b"nonsense" * 1000)
     assert found(path)["ledger"].status == "bad"
     (tmp_path / "file").write_text("")  # no folder can be made in a file
-    path = place("client", addresses(server=free_port(), dealer=free_port()) + '[client]\nspool = "../file/spool"\n')
-    assert found(path)["spool"].status == "bad"
+    path = place("client", addresses(server=free_port(), dealer=free_port()) + '[client]\nstore = "../file/store"\n')
+    assert found(path)["store"].status == "bad"
 
 
 def test_stored_passes_of_a_public_model(place, tiny_classifier, tmp_path):
@@ -129,17 +129,17 @@ def test_stored_passes_of_a_public_model(place, tiny_classifier, tmp_path):
     compiled = delegate_folder(tiny_classifier, tmp_path / "open")
     weights = next((compiled / "server" / "integers").iterdir())
     for role in ("client", "server"):
-        text = f'[session]\nprotocol = "delegated"\n[{role}]\nfolder = "{compiled / role}"\nspool = "spool"\n'
+        text = f'[session]\nprotocol = "delegated"\n[{role}]\nfolder = "{compiled / role}"\nstore = "store"\n'
         path = place(role, text)
-        checks, spool = found(path), tmp_path / role / "spool"
-        assert (checks["artifacts"].status, checks["spool"].status) == ("good", "good")
-        assert ("ledger" in checks, checks["spool"].figures["bytes_each"] > 4096) == (False, role == "server")
-        ledger = Spool(spool, bound=role == "client").ledger
+        checks, store = found(path), tmp_path / role / "store"
+        assert (checks["artifacts"].status, checks["store"].status) == ("good", "good")
+        assert ("ledger" in checks, checks["store"].figures["bytes_each"] > 4096) == (False, role == "server")
+        ledger = PreprocessingStore(store, bound=role == "client").ledger
         ledger.open_session("ab" * 16, "program", "weights", "")
         ledger.add(Entry("ab" * 16, 0, b"k" * 32, None, 0, None))
         assert found(path)["ledger"].figures == {"left": 1}
-        shutil.move(spool, tmp_path / "moved")
-        shutil.copytree(tmp_path / "moved", spool)
+        shutil.move(store, tmp_path / "moved")
+        shutil.copytree(tmp_path / "moved", store)
         shutil.rmtree(tmp_path / "moved")
         assert found(path)["ledger"].figures == {"left": int(role == "server")}
     weights.write_bytes(b"nonsense")

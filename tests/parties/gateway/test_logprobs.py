@@ -93,7 +93,7 @@ def test_an_answers_tokens_have_their_logprobs_whatever_is_drawn(client, truth, 
     assert drawn != own.argmax(-1)[:6].tolist()
 
 
-def test_a_chats_tokens_come_with_their_bytes_and_the_likeliest_ones(client):
+def test_a_chats_tokens_come_with_their_bytes_and_the_most_likely_ones(client):
     """Those that the text leaves out, too, such as the one that ends it."""
     asked = {"model": "tiny", "messages": [HI], "max_tokens": 6, "logprobs": True, "top_logprobs": 3}
     (choice,) = client.chat.completions.create(**asked).choices

@@ -20,8 +20,8 @@ from blindformer.parties.receipts.statement import (
     canonical,
     der,
 )
+from blindformer.parties.session.statements import FRAME_BYTES, SessionNotes, receive_statements, send_statements
 from blindformer.parties.session.two_party_client import ClientParty
-from blindformer.parties.session.vouching import FRAME_BYTES, SessionNotes, receive_statements, send_statements
 from blindformer.protocols.errors import PeerProtocolError
 from blindformer.tests.parties.session.site import small_case
 from blindformer.tests.shared.memory import memory_pair

@@ -18,7 +18,7 @@ from blindformer.parties.cli.receipt import DIGITS
 from blindformer.parties.config import ConfigError
 from blindformer.parties.receipts.receipt import Receipt, costs_of, reckoned
 from blindformer.parties.receipts.statement import ReceiptError, Signer
-from blindformer.parties.session.vouching import FRAME_BYTES, receive_statements, send_statements
+from blindformer.parties.session.statements import FRAME_BYTES, receive_statements, send_statements
 from blindformer.protocols.errors import PeerError
 from blindformer.tests.parties.service.helped import Helped
 from blindformer.tests.parties.session.site import Site, small_case
@@ -237,7 +237,7 @@ def test_a_helper_vouches_too(compiled, tmp_path):
 def public(tiny_classifier, tmp_path_factory):
     root = tmp_path_factory.mktemp("public")
     folder = delegate_folder(tiny_classifier, root / "open")
-    with Deployment(root, folder, server={"spool": root / "theirs"}) as site:
+    with Deployment(root, folder, server={"store": root / "theirs"}) as site:
         yield site
 
 
@@ -245,7 +245,7 @@ def public(tiny_classifier, tmp_path_factory):
 def test_a_delegated_receipt_says_which_weights_were_proven(public, call, tmp_path, own):
     """Of stored passes and live ones; of those that the client deals to itself no dealer vouches."""
     digest = load_part(public.client_folder).model.manifest.digest
-    words = [public.client_folder, *public.words(), "--spool", tmp_path / "spool"]
+    words = [public.client_folder, *public.words(), "--store", tmp_path / "store"]
     words += ["--dealer", "local"] * own
     assert call("precompute", *words, 1, "--length", 16)[0] == 0
     file, asked = tmp_path / "answer.json", [SHORT] * (1 if own else 2)

@@ -12,7 +12,7 @@ from blindformer.models.loading.huggingface import InputError
 from blindformer.parties.cli.app import app
 from blindformer.parties.client.delegated import DelegatedClient
 from blindformer.parties.client.session import ClientError
-from blindformer.parties.session.spool import Spool, SpoolError
+from blindformer.parties.session.preprocessing_store import PreprocessingStore, StoreError
 from blindformer.parties.transport import handshake
 from blindformer.protocols.errors import PeerGone
 from blindformer.tests.shared.deployment import Deployment, eventually
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def site(folder, compiled):
-    with Deployment(folder, compiled, server={"spool": folder / "server-spool"}) as site:
+    with Deployment(folder, compiled, server={"store": folder / "server-store"}) as site:
         yield site
 
 
@@ -44,7 +44,7 @@ def blindformer(site: Deployment, *words: str, wait: float = 60.0) -> dict:
     """A command of the client."""
     own = f'cache = "{site.folder / "cache"}"\nwait = {wait}\n'
     config = site.write_config(site.folder / "client.toml", client=own)
-    return run(*words, "--config", str(config), "--spool", str(site.folder / "client-spool"))
+    return run(*words, "--config", str(config), "--store", str(site.folder / "client-store"))
 
 
 def query(site: Deployment, *texts: str) -> list[list[dict]]:
@@ -56,8 +56,8 @@ def test_three_made_ahead_then_live(site):
     live = query(site, TEXT)
     report = blindformer(site, "precompute", str(site.client_folder), "3", "--length", "8")
     assert (report["kept"], report["left"], report["length"], report["stopped"]) == (3, 3, 8, None)
-    spools = [Spool(site.folder / name) for name in ("server-spool", "client-spool")]
-    assert [spool.left() for spool in spools] == [3, 3]
+    stores = [PreprocessingStore(site.folder / name) for name in ("server-store", "client-store")]
+    assert [store.left() for store in stores] == [3, 3]
     site.dealer.stop()
     without = query(site, TEXT, TEXT, TEXT)  # nobody deals
     with pytest.raises(PeerGone, match="dealer: nobody listens"):
@@ -68,20 +68,20 @@ def test_three_made_ahead_then_live(site):
         for got, expected in zip(labels, live[0], strict=True):
             assert got["label"] == expected["label"]
             assert got["score"] == pytest.approx(expected["score"], abs=0.003)
-    audits = [spool.ledger.audit() for spool in spools]
+    audits = [store.ledger.audit() for store in stores]
     assert [len({tag for tag, _, _ in audit}) for audit in audits] == [5, 5]
     assert [len(audit) for audit in audits] == [5, 5]
-    assert [spool.left() for spool in spools] == [0, 0]
+    assert [store.left() for store in stores] == [0, 0]
 
 
-def test_the_spool_command_lists_what_there_is(site, folder):
+def test_the_store_command_lists_what_there_is(site, folder):
     blindformer(site, "precompute", str(site.client_folder), "2", "--length", "16")
-    for name in ("server-spool", "client-spool"):
-        report = run("precompute", "--spool", str(folder / name))
+    for name in ("server-store", "client-store"):
+        report = run("precompute", "--store", str(folder / name))
         assert report["ready"] == 2
         assert report["sessions"][-1]["ready"] == 2
-        assert (report["sessions"][-1]["bytes"] > 0) is (name == "server-spool")
-        text = CliRunner().invoke(app, ["precompute", "--spool", str(folder / name)]).stdout
+        assert (report["sessions"][-1]["bytes"] > 0) is (name == "server-store")
+        text = CliRunner().invoke(app, ["precompute", "--store", str(folder / name)]).stdout
         assert re.search(r"^2 ready; \d+ uses noted", text, re.MULTILINE)
         assert "key" not in text
 
@@ -90,10 +90,10 @@ def test_what_cannot_be_done_is_explained(site, tmp_path):
     words = ["precompute", str(site.client_folder), "1"]
     with pytest.raises(ArtifactError, match="compiled for the lengths 8, 16; say which one"):
         blindformer(site, *words)
-    with pytest.raises(SpoolError, match=r"give --spool, or client\.spool"):
+    with pytest.raises(StoreError, match=r"give --store, or client\.store"):
         run(*words, "--length", "8")
-    with pytest.raises(SpoolError, match=r"holds no preprocessed correlations; `blindformer precompute` makes them"):
-        run("precompute", "--spool", str(tmp_path))
+    with pytest.raises(StoreError, match=r"holds no preprocessed correlations; `blindformer precompute` makes them"):
+        run("precompute", "--store", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -102,19 +102,19 @@ def public(tmp_path_factory, tiny_classifier):
     """A public model with server and dealer."""
     root = tmp_path_factory.mktemp("public")
     compiled = delegate_folder(tiny_classifier, root / "open")
-    with Deployment(root, compiled, server={"spool": root / "server-spool"}) as site:
+    with Deployment(root, compiled, server={"store": root / "server-store"}) as site:
         yield site
 
 
 def test_passes_of_public_models_are_made_ahead_by_the_dealer(public):
-    words = [str(public.client_folder), *public.words(), "--spool", str(public.folder / "spool")]
+    words = [str(public.client_folder), *public.words(), "--store", str(public.folder / "store")]
     live = run("query", *words, TEXT, "--length", "16")
     assert run("precompute", *words, "2", "--length", "16")["left"] == 2
-    assert Spool(public.folder / "server-spool").left() == 2
+    assert PreprocessingStore(public.folder / "server-store").left() == 2
     public.dealer.stop()
     ahead = run("query", *words, TEXT, TEXT, "--length", "16")
-    (file := public.folder / "only.toml").write_text('[client]\nuse_spool = "only"\n')
-    with pytest.raises(SpoolError, match="holds no masks for 16 rows"):
+    (file := public.folder / "only.toml").write_text('[client]\nuse_store = "only"\n')
+    with pytest.raises(StoreError, match="holds no masks for 16 rows"):
         run("query", *words, TEXT, "--length", "16", "--config", str(file))
     public.start("dealer")
     after = run("query", *words, TEXT, "--length", "16")
@@ -128,9 +128,9 @@ def test_a_server_without_its_dealer_is_ready_while_it_has_stored_passes(tiny_cl
     """Then it says which party is away; who deals to itself is served all the time."""
     monkeypatch.setattr(handshake, "RETRY_SECONDS", 0.0)
     compiled = delegate_folder(tiny_classifier, tmp_path / "open")
-    options = {"spool": tmp_path / "theirs", "metrics": "127.0.0.1:0"}
+    options = {"store": tmp_path / "theirs", "metrics": "127.0.0.1:0"}
     with Deployment(tmp_path, compiled, server=options) as site:
-        words = [str(site.client_folder), *site.words(), "--spool", str(tmp_path / "spool"), "--length", "16"]
+        words = [str(site.client_folder), *site.words(), "--store", str(tmp_path / "store"), "--length", "16"]
 
         def ready(code: int, when: str) -> None:
             eventually(lambda: site.server.get("/readyz")[0] == code, when)
@@ -145,7 +145,7 @@ def test_a_server_without_its_dealer_is_ready_while_it_has_stored_passes(tiny_cl
         ready(503, "it has none, and no dealer")
         with pytest.raises(PeerGone, match="dealer: nobody listens"):
             run("query", *words, TEXT, "--config", str(once))
-        own = [*words, "--dealer", "local", "--spool", str(tmp_path / "own")]
+        own = [*words, "--dealer", "local", "--store", str(tmp_path / "own")]
         run("precompute", *own, "1")
         ready(200, "a client has brought a pass")
         run("query", *own, TEXT)
@@ -158,13 +158,13 @@ def test_a_client_deals_to_itself_and_dials_no_dealer(public):
     """With two sessions at once; the dealer is not there from the beginning."""
     public.dealer.stop()
     words = [str(public.client_folder), "--certs", str(public.certificates), "--server", public.words()[1]]
-    words += ["--dealer", "local", "--spool", str(public.folder / "own")]
+    words += ["--dealer", "local", "--store", str(public.folder / "own")]
     report = run("precompute", *words, "3", "--length", "16", "--sessions", "2")
     assert (report["kept"], report["left"], report["length"]) == (3, 3, 16)
     answer = run("query", *words, TEXT, TEXT, "--length", "16")
     assert answer["learned"]["dealer"] == "was this client: nobody else has the masks"
     assert [result["offline_bytes"] for result in answer["results"]] == [0, 0]
-    with pytest.raises(SpoolError, match="holds no masks for 32 rows"):
+    with pytest.raises(StoreError, match="holds no masks for 32 rows"):
         run("query", *words, TEXT, "--length", "32")
     public.start("dealer")
 
@@ -172,8 +172,8 @@ def test_a_client_deals_to_itself_and_dials_no_dealer(public):
 def test_passes_are_made_ahead_as_they_will_be_sent(public, tmp_path):
     """With rows that hide the length, and without the layers that the client keeps."""
     for own in ("pad = true", 'memory = "0.01MB"'):
-        (file := tmp_path / "blindformer.toml").write_text(f'[client]\n{own}\nuse_spool = "only"\n')
-        words = [str(public.client_folder), *public.words(), "--spool", str(public.folder / "spool")]
+        (file := tmp_path / "blindformer.toml").write_text(f'[client]\n{own}\nuse_store = "only"\n')
+        words = [str(public.client_folder), *public.words(), "--store", str(public.folder / "store")]
         words += ["--config", str(file)]
         assert run("precompute", *words, "1", "--length", "17")["kept"] == 1
         answer = run("query", *words, TEXT, "--length", "17")
@@ -182,8 +182,8 @@ def test_passes_are_made_ahead_as_they_will_be_sent(public, tmp_path):
 
 def test_tokens_of_a_conversation_are_made_ahead(tmp_path):
     compiled = delegate_folder(tiny_llama(tmp_path / "llama", TEMPLATE), tmp_path / "open")
-    with Deployment(tmp_path, compiled, server={"spool": tmp_path / "server-spool"}) as site:
-        words = [str(site.client_folder), *site.words(), "--spool", str(tmp_path / "spool")]
+    with Deployment(tmp_path, compiled, server={"store": tmp_path / "server-store"}) as site:
+        words = [str(site.client_folder), *site.words(), "--store", str(tmp_path / "store")]
         report = run("precompute", *words, "9")
         assert (report["kept"], report["length"]) == (9, 1)
         client = DelegatedClient(
@@ -191,7 +191,7 @@ def test_tokens_of_a_conversation_are_made_ahead(tmp_path):
             dealer=site.words()[3],
             folder=site.client_folder,
             certificates=site.certificates,
-            spool=tmp_path / "spool",
+            store=tmp_path / "store",
         )
         with client:
             ahead: list[bool] = []
@@ -199,29 +199,29 @@ def test_tokens_of_a_conversation_are_made_ahead(tmp_path):
             reply = talk.say("Hi", max_new_tokens=4, do_sample=False, min_new_tokens=4)
             assert reply.tokens
         assert ahead[:2] == [False, True]
-        used = 9 - Spool(tmp_path / "spool").left()
+        used = 9 - PreprocessingStore(tmp_path / "store").left()
         assert used - sum(ahead) in (0, 1)  # the next one may be marked
 
 
 def test_answers_about_a_text_are_made_ahead(tmp_path):
     """Without a dealer: what reads the text and begins the answer, and the tokens after it."""
     compiled = delegate_folder(tiny_marian(tmp_path / "marian"), tmp_path / "open")
-    with Deployment(tmp_path, compiled, server={"spool": tmp_path / "server-spool"}) as site:
-        words = [str(site.client_folder), *site.words(), "--spool", str(tmp_path / "spool")]
+    with Deployment(tmp_path, compiled, server={"store": tmp_path / "server-store"}) as site:
+        words = [str(site.client_folder), *site.words(), "--store", str(tmp_path / "store")]
         report = run("precompute", *words, "1", "--length", "16")
         assert (report["kept"], report["left"], report["length"]) == (1, 2, 16)
         assert run("precompute", *words, "2", "--length", "1")["left"] == 4
         site.dealer.stop()
         names = {"dealer": site.words()[3], "folder": site.client_folder, "certificates": site.certificates}
-        with DelegatedClient(site.words()[1], **names, spool=tmp_path / "spool", use_spool="only") as client:
+        with DelegatedClient(site.words()[1], **names, store=tmp_path / "store", use_store="only") as client:
             assert client("ab cd", max_new_tokens=3, min_new_tokens=3)
-        assert Spool(tmp_path / "spool").left() == 0
+        assert PreprocessingStore(tmp_path / "store").left() == 0
 
 
 def test_what_cannot_be_made_ahead_of_public_models_is_explained(public, site):
     with pytest.raises(InputError, match=r"give one that they are padded to \(--length\)"):
-        run("precompute", str(public.client_folder), "1", *public.words(), "--spool", str(public.folder / "spool"))
+        run("precompute", str(public.client_folder), "1", *public.words(), "--store", str(public.folder / "store"))
     with pytest.raises(ClientError, match="deals by itself with protocol delegated alone"):
-        run("precompute", str(site.client_folder), "1", "--length", "8", "--dealer", "local", "--spool", "x")
-    with pytest.raises(ClientError, match="need a folder of them; give spool"):
+        run("precompute", str(site.client_folder), "1", "--length", "8", "--dealer", "local", "--store", "x")
+    with pytest.raises(ClientError, match="need a folder of them; give store"):
         run("query", str(public.client_folder), TEXT, *public.words()[:2], "--dealer", "local")

@@ -176,7 +176,7 @@ def test_a_child_killed_in_a_query_harms_no_other(site, part, expected, role):
 def small(shared_site):
     """A server with room for little, and with metrics."""
     running = shared_site.start(
-        "server", sessions=2, share=0.5, workers=1, queue=1, metrics="127.0.0.1:0", spool="spool",
+        "server", sessions=2, share=0.5, workers=1, queue=1, metrics="127.0.0.1:0", store="store",
         queries_each=1000, state="state",
     )  # fmt: skip
     yield running

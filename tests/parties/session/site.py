@@ -101,9 +101,9 @@ class Site(PartyThreads):
     received   all payloads by (receiver, sender)
     """
 
-    def __init__(self, case: Case, *, spool: Any = None, timeout: float = 20, secret: bytes = SECRET) -> None:
+    def __init__(self, case: Case, *, store: Any = None, timeout: float = 20, secret: bytes = SECRET) -> None:
         super().__init__(timeout)
-        self.case, self.spool, self.served = case, spool, Served(case, secret)
+        self.case, self.store, self.served = case, store, Served(case, secret)
         self.answers: list[Answer] = []
         self.answered: list[tuple[int, Timings]] = []
         self.on_query: OnQuery = lambda number, timings: self.answered.append((number, timings))
@@ -169,7 +169,7 @@ class Site(PartyThreads):
             lambda: self.dial_dealer(program, session),
             session=session,
             client_id=client_id,
-            spool=self.spool,
+            store=self.store,
             outside=outside,
             **options,
         )

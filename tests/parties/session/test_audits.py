@@ -16,11 +16,11 @@ from blindformer.models.program.pricing import price
 from blindformer.models.program.program import Program, ProgramError
 from blindformer.models.program.two_server import audit_traffic, for_audits, input_layout
 from blindformer.parties.reports.report import who_learned_what
-from blindformer.parties.session.audits import AuditedClient, AuditedRun, draw_card, is_drawn
+from blindformer.parties.session.audits import AuditedClient, AuditedRun, draw_audit_token, is_drawn
 from blindformer.parties.session.messages import LimitReached
 from blindformer.parties.session.preprocessed import masks
+from blindformer.parties.session.preprocessing_store import PreprocessingStore
 from blindformer.parties.session.rendezvous_two import my_hello, rate_in_words
-from blindformer.parties.session.spool import Spool
 from blindformer.parties.transport.handshake import _compare
 from blindformer.protocols import ring
 from blindformer.protocols.channel import Buffer
@@ -235,10 +235,10 @@ def test_what_the_server_receives_is_uniform_in_audits_too():
     assert float(((counts - counts.mean()) ** 2).sum() / counts.mean()) < 255 + 8 * (2 * 255) ** 0.5
 
 
-def test_a_card_corrects_the_values_or_reveals_the_masks_of_the_run_alone():
+def test_an_audit_token_corrects_the_values_or_reveals_the_masks_of_the_run_alone():
     program, key = audited(inputs("random")).program, new_seed()
-    audit, answer = (draw_card(program, key, lambda rate, drawn=drawn: drawn) for drawn in (True, False))
-    assert len(audit) == len(answer) == audit_traffic(program).card
+    audit, answer = (draw_audit_token(program, key, lambda rate, drawn=drawn: drawn) for drawn in (True, False))
+    assert len(audit) == len(answer) == audit_traffic(program).audit_token
     stream = Stream.of_key(audit[1:33])
     assert torch.equal(stream.integers("x", (4,)), masks(key).integers("x", (4,)))
     assert not any(audit[33:])
@@ -324,7 +324,7 @@ def test_a_client_that_another_session_has_found_gets_no_answer_in_this_one():
 
 @pytest.mark.parametrize("width", [17, 21, 41, 44])
 def test_kernels_that_leave_other_bits_above_a_value_accuse_nobody(width, monkeypatch):
-    """An open weight multiplies the client's share as its own processor does; what travels are whole bytes."""
+    """A public weight multiplies the client's share as its own processor does; what travels are whole bytes."""
     data, draft = Data(3), Draft()
     x = hidden(draft, data, 4, 64, bits=min(20, width - 3))
     y = draft("linear", x, draft.constant(data.ints(64, 8, bits=15)), width=width)
@@ -352,14 +352,14 @@ def test_audits_are_drawn_at_their_rate():
 
 def test_correlations_made_ahead_have_audits_among_them(tmp_path):
     site = site_of(small_case(), [True, False, False, True])
-    site.spool, mine = Spool(tmp_path / "server"), Spool(tmp_path / "client")
-    with site.client(kind=AuditedClient, spool=mine) as client:
+    site.store, mine = PreprocessingStore(tmp_path / "server"), PreprocessingStore(tmp_path / "client")
+    with site.client(kind=AuditedClient, store=mine) as client:
         client.precompute(4)
     site.join()
-    with site.client(kind=AuditedClient, spool=mine, use_spool="only") as client:
+    with site.client(kind=AuditedClient, store=mine, use_store="only") as client:
         assert [site.ask(client, more).timings.audits for more in (True, False)] == [1, 0]
     site.end()
-    assert (site.spool.left(), mine.left()) == (1, 1)
+    assert (site.store.left(), mine.left()) == (1, 1)
 
 
 def test_audits_count_for_no_limit():

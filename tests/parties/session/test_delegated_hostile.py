@@ -13,7 +13,7 @@ from blindformer.parties.session import delegated_client, delegated_server, dele
 from blindformer.parties.session.delegated_client import DelegatingClient
 from blindformer.parties.session.delegated_server import BLOCKS, DelegatedDealer, DelegatedServer
 from blindformer.parties.session.delegation import MOST_CALLS, MOST_RUNS, MOST_SEQUENCES, PublicWeights
-from blindformer.parties.session.spool import Spool
+from blindformer.parties.session.preprocessing_store import PreprocessingStore
 from blindformer.protocols.errors import BlindformerError, PeerError, PeerGone, PeerProtocolError
 from blindformer.tests.parties.session.delegated_site import OUT, WIDE, DelegatedSite, small
 from blindformer.tests.shared.memory import memory_pair
@@ -140,7 +140,7 @@ MESSAGES: dict[str, tuple[list[dict[str, Any]], str]] = {
     ),
     "storing for somebody": ([USUAL, {"store": {"first": 0, "sequence": 0}, "mine": "yes"}], NO_PLACE),
     "a stored pass of no session": (
-        [USUAL, {"query": 0, "sequence": 0, "spool": {"session": "x", "number": 0}}],
+        [USUAL, {"query": 0, "sequence": 0, "store": {"session": "x", "number": 0}}],
         NO_PLACE,
     ),
     "numbers in a block backwards": (
@@ -158,7 +158,7 @@ MESSAGES: dict[str, tuple[list[dict[str, Any]], str]] = {
 @pytest.mark.parametrize("name", MESSAGES)
 def test_a_server_refuses_what_no_client_sends(name, tmp_path):
     messages, what = MESSAGES[name]
-    hostile = Hostile(spool=Spool(tmp_path / "spool"), session="5a" * 16)
+    hostile = Hostile(store=PreprocessingStore(tmp_path / "store"), session="5a" * 16)
     hostile.live()
     with suppress(PeerGone):  # it has ended before all was sent
         hostile.say(*messages)

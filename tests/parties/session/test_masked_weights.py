@@ -95,7 +95,7 @@ def test_a_commitment_binds_the_salt_and_every_line(site, case):
 
 
 def test_no_masked_weights_need_no_salt(case):
-    """A receipt says so of open weights by the commitment, which is the same for all servers."""
+    """A receipt says so of public weights by the commitment, which is the same for all servers."""
     catalogue = Served(replace(case, program=Program(), weights={}), SECRET).masked.catalogue
     assert catalogue.packed() == b""
     assert catalogue.commitment == NONE_MASKED
@@ -153,7 +153,7 @@ def test_the_cache_knows_whose_weights_it_keeps(site, case, tmp_path):
     assert sorted(kept.files) == masked_files(tmp_path)
     kept.file.write_text("{")
     (tmp_path / "ledger.sqlite").touch()
-    (tmp_path / ("0" * 32)).mkdir()  # of a session in a spool
+    (tmp_path / ("0" * 32)).mkdir()  # of a session in a store
     assert masked_models(tmp_path) == []
     assert sorted(kept.files) == masked_files(tmp_path)
 

@@ -95,15 +95,15 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_asked(classifier, inp
             session.query(inputs)
 
 
-def test_open_weights_go_up_once(loaded, inputs):
-    open_weights = compile_lengths(loaded, [16], texts=TEXTS, weights="public")[16]
-    with pretended() as gpu, ThreadParties(open_weights, timeout=PATIENCE, device="cuda") as session:
+def test_public_weights_go_up_once(loaded, inputs):
+    public_weights = compile_lengths(loaded, [16], texts=TEXTS, weights="public")[16]
+    with pretended() as gpu, ThreadParties(public_weights, timeout=PATIENCE, device="cuda") as session:
         ups = []
         for _ in range(3):
             gpu.bytes.clear()
             session.query(inputs)
             ups.append(gpu.bytes["up"])
-    size = sum(value.nbytes for value in open_weights.constants.values())
+    size = sum(value.nbytes for value in public_weights.constants.values())
     assert ups[0] > ups[1] + size
     assert ups[1] == ups[2]
 

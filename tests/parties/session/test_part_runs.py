@@ -89,7 +89,7 @@ def test_a_number_that_is_asked_again_for_more_rows_counts_these(compiled, monke
 
         def twice(more, runs):
             nothing = runs.model_copy(update={"revealed": (0, 0)}).message()
-            party.server.send_message({**nothing, "query": party.number, "spool": {"session": "0" * 32, "number": 0}})
+            party.server.send_message({**nothing, "query": party.number, "store": {"session": "0" * 32, "number": 0}})
             assert party._hear("missing")["missing"] == 0
             return honest(more, runs)
 

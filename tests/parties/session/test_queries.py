@@ -7,7 +7,7 @@ import threading
 import pytest
 from blindformer.models.program.pricing import price
 from blindformer.parties.session.messages import LimitReached, SlotsBusy
-from blindformer.parties.session.spool import Spool
+from blindformer.parties.session.preprocessing_store import PreprocessingStore
 from blindformer.protocols.errors import PeerError, PeerGone, PeerProtocolError
 from blindformer.tests.parties.session.site import Site, Turnstile
 from blindformer.tests.patience import PATIENCE
@@ -55,8 +55,8 @@ def test_several_sessions_at_once(case):
 def test_a_busy_server_says_when_and_the_session_goes_on(site, more, tmp_path):
     """Whether or not the refused query was made ahead; and no correlation is made, or noted, twice."""
     gate = Turnstile([1, 0, 1, 1])
-    site.spool, mine = Spool(tmp_path / "server"), Spool(tmp_path / "client")
-    with site.client(server={"admission": gate}, spool=mine) as party:
+    site.store, mine = PreprocessingStore(tmp_path / "server"), PreprocessingStore(tmp_path / "client")
+    with site.client(server={"admission": gate}, store=mine) as party:
         for times in (1, 2, 0):
             for _ in range(times):
                 with pytest.raises(SlotsBusy, match=r"server: is busy \(the queue is full\); ask again in 7.5 seconds"):
@@ -65,8 +65,8 @@ def test_a_busy_server_says_when_and_the_session_goes_on(site, more, tmp_path):
     site.end()
     assert [number for number, _ in site.answered] == [0, 1, 2]
     assert gate.most == 1
-    for spool in (site.spool, mine):
-        numbers = [number for _, _, number in spool.ledger.audit()]
+    for store in (site.store, mine):
+        numbers = [number for _, _, number in store.ledger.audit()]
         assert numbers[:3] == [0, 1, 2]
         assert len(numbers) <= 4  # the one that was announced, and did not come
 
@@ -179,7 +179,7 @@ def test_a_query_counts_before_it_is_computed_and_beyond_the_limit_none_is(site,
         site.ask(party, more)
         site.ask(party)
     with site.client(server={"count": counter}) as party:
-        party.server.send_message({"query": 0, "spool": None, "more": False, "then": None})
+        party.server.send_message({"query": 0, "store": None, "more": False, "then": None})
         assert "ready" in party._hear("ready")
         assert counter.asked == 3
         party.server.send_message({"abort": 0})
@@ -196,14 +196,14 @@ def test_a_query_counts_before_it_is_computed_and_beyond_the_limit_none_is(site,
 
 def test_correlations_made_ahead_count_when_they_are_used(case, tmp_path):
     """And once, if the server has lost some of them and the client asks again with others."""
-    counter, site = Counter(3), Site(case, spool=Spool(tmp_path / "server"))
-    mine = Spool(tmp_path / "client")
-    with site.client(spool=mine, server={"count": counter}) as party:
+    counter, site = Counter(3), Site(case, store=PreprocessingStore(tmp_path / "server"))
+    mine = PreprocessingStore(tmp_path / "client")
+    with site.client(store=mine, server={"count": counter}) as party:
         party.precompute(3)
     assert counter.asked == 0
-    entry = next(row.session for row in site.spool.ledger.rows())
-    site.spool.ledger.take(entry, 0)
-    with site.client(spool=mine, server={"count": counter}) as party:
+    entry = next(row.session for row in site.store.ledger.rows())
+    site.store.ledger.take(entry, 0)
+    with site.client(store=mine, server={"count": counter}) as party:
         site.ask(party)
     site.end()
     assert counter.asked == 1

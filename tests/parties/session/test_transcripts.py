@@ -24,7 +24,7 @@ from blindformer.parties.session.dealing import DealerParty
 from blindformer.parties.session.masked_weights import Served
 from blindformer.parties.session.n_party import Party, PartyModel
 from blindformer.parties.session.parties import Parties
-from blindformer.parties.session.spool import Spool
+from blindformer.parties.session.preprocessing_store import PreprocessingStore
 from blindformer.parties.session.weight_transfer import MaskedCache
 from blindformer.parties.transport.frames import MESSAGE
 from blindformer.protocols import seeds
@@ -92,11 +92,11 @@ def _shown(name: str, value: object) -> object:
 
 
 def two_parties(site: Recording, folder: Path) -> None:
-    """Set-up, a live query, two with the second made ahead, three kept in the spool; then a session on these."""
-    site.spool, mine = Spool(folder / "server"), Spool(folder / "client")
+    """Set-up, a live query, two with the second made ahead, three kept in the store; then a session on these."""
+    site.store, mine = PreprocessingStore(folder / "server"), PreprocessingStore(folder / "client")
     for session in ("0a" * 16, "0b" * 16):
         site.served = Served(site.case, SECRET)  # as after a restart
-        with site.client(session=session, cache=MaskedCache(folder / "cache"), spool=mine) as client:
+        with site.client(session=session, cache=MaskedCache(folder / "cache"), store=mine) as client:
             for more in (False, True, False):
                 site.ask(client, more)
             if session == "0a" * 16:

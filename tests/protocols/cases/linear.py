@@ -85,7 +85,7 @@ def linear(d: Draft, data: Data) -> None:
 
 
 @program()
-def linear_by_open_weights(d: Draft, data: Data) -> None:
+def linear_by_public_weights(d: Draft, data: Data) -> None:
     """All parties know them, beside weights of the server: of a client's value, and on openings that others need."""
     own, x = d.client(data.words(5, 7)), hidden(d, data, 2, 5, 7)
     for value in (own, x):

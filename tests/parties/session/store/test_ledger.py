@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from blindformer.parties.session import ledger as ledgers
-from blindformer.parties.session.ledger import Entry, Ledger, SpoolError, audit_tag
+from blindformer.parties.session.ledger import Entry, Ledger, StoreError, audit_tag
 from blindformer.protocols.errors import CorrelationError
-from blindformer.tests.parties.session.spool.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, key_of
+from blindformer.tests.parties.session.store.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, key_of
 from blindformer.tests.parties.statements import at_each_statement
 from blindformer.versions import PROTOCOL
 from sqlalchemy import event, text
@@ -172,7 +172,7 @@ def test_nothing_is_given_up_that_may_be_under_way(ledger):
 
 
 def test_a_session_is_opened_once(ledger):
-    with pytest.raises(SpoolError, match="this session is in it already"):
+    with pytest.raises(StoreError, match="this session is in it already"):
         ledger.open_session(SESSION, PROGRAM, WEIGHTS, CLIENT)
 
 
@@ -199,7 +199,7 @@ def test_the_last_uses_are_noted_and_no_more(ledger, monkeypatch):
         with pytest.raises(CorrelationError, match="used before"):
             ledger.record(key, "22" * 16, 0)
     assert ledger.take(SESSION, 1) is not None
-    assert ledger.take(SESSION, 1) is None, "of the spool, however long ago"
+    assert ledger.take(SESSION, 1) is None, "of the store, however long ago"
 
 
 def test_a_key_that_was_used_live_cannot_be_taken(ledger):
@@ -219,7 +219,7 @@ def test_what_fails_on_the_way_is_not_handed_out(ledger, statement):
         if sql.startswith(statement):
             raise OperationalError(sql, {}, OSError("disk I/O error"))
 
-    with at_each_statement(fail), pytest.raises(SpoolError, match=r": cannot be used \(disk I/O error\)"):
+    with at_each_statement(fail), pytest.raises(StoreError, match=r": cannot be used \(disk I/O error\)"):
         ledger.take(SESSION, 0)
     assert ledger.take(SESSION, 0) is not None
 
@@ -236,7 +236,7 @@ def test_a_full_disk_is_said_so_and_loses_nothing(tmp_path):
             ledger.add(Entry(SESSION, number, key_of("full", SESSION, number), None, 0, None))
 
     event.listen(ledger.database._engine, "connect", limit)
-    with pytest.raises(SpoolError, match="the disk is full; free space"):
+    with pytest.raises(StoreError, match="the disk is full; free space"):
         fill()
     event.remove(ledger.database._engine, "connect", limit)
     assert all(ledger.take(SESSION, number) for number in range(5))
@@ -246,7 +246,7 @@ def test_a_damaged_or_foreign_or_open_ledger_is_explained(tmp_path):
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(b"this is no database, and never was one" * 100)
     path.chmod(0o600)
-    with pytest.raises(SpoolError, match="is damaged; move it away"):
+    with pytest.raises(StoreError, match="is damaged; move it away"):
         Ledger(path).ready()
     newer = filled(tmp_path / "newer.sqlite", 1)
     for version in (99, 1):
@@ -254,12 +254,12 @@ def test_a_damaged_or_foreign_or_open_ledger_is_explained(tmp_path):
             db.execute(f"PRAGMA user_version = {version}")
         kept = newer.path.read_bytes(), newer.keys.path.read_bytes()
         with pytest.raises(
-            SpoolError, match=f"has format {version}, this version reads {PROTOCOL}; use another folder"
+            StoreError, match=f"has format {version}, this version reads {PROTOCOL}; use another folder"
         ):
             Ledger(newer.path).ready()
         assert (newer.path.read_bytes(), newer.keys.path.read_bytes()) == kept
     newer.path.chmod(0o644)
-    with pytest.raises(SpoolError, match="can be read by others; run: chmod 600"):
+    with pytest.raises(StoreError, match="can be read by others; run: chmod 600"):
         Ledger(newer.path).ready()
 
 
@@ -336,6 +336,6 @@ def test_processes_that_are_killed_leave_no_number_to_take_twice(tmp_path):
     assert len(used) - len(taken) <= 6  # at most one lost for each that was killed
 
 
-def test_the_spool_is_imported_without_torch():
-    code = "import blindformer.parties.session.spool, sys; assert 'torch' not in sys.modules"
+def test_the_store_is_imported_without_torch():
+    code = "import blindformer.parties.session.preprocessing_store, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd="/")

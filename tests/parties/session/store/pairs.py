@@ -1,11 +1,11 @@
-"""Both parties' spools, and keys that tell where they come from."""
+"""Both parties' stores, and keys that tell where they come from."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-from blindformer.parties.session.spool import Spool
+from blindformer.parties.session.preprocessing_store import PreprocessingStore
 
 PROGRAM, WEIGHTS, SESSION, CLIENT = "ab" * 32, "cd" * 16, "0f" * 16, "ef" * 32
 
@@ -19,14 +19,16 @@ def content(session: str, number: int) -> list[bytes]:
     return [b"corrections ", f"{session} {number}".encode()]
 
 
-def add_both(server: Spool, client: Spool, number: int, session: str = SESSION) -> None:
+def add_both(server: PreprocessingStore, client: PreprocessingStore, number: int, session: str = SESSION) -> None:
     server.add(session, number, key_of("server", session, number), content(session, number))
     client.add(session, number, key_of("client", session, number))
 
 
-def make_pair(root: Path, count: int, session: str = SESSION, database: str | None = None) -> tuple[Spool, Spool]:
-    """(server's spool, client's spool) with `count` queries made ahead."""
-    server, client = Spool(root / "server", database=database), Spool(root / "client")
+def make_pair(
+    root: Path, count: int, session: str = SESSION, database: str | None = None
+) -> tuple[PreprocessingStore, PreprocessingStore]:
+    """(server's store, client's store) with `count` queries made ahead."""
+    server, client = PreprocessingStore(root / "server", database=database), PreprocessingStore(root / "client")
     server.begin(session, PROGRAM, WEIGHTS, CLIENT)
     client.begin(session, PROGRAM, WEIGHTS)
     for number in range(count):

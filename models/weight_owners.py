@@ -1,6 +1,6 @@
-"""Open weights: which parameters of a model every computing party may hold. The others stay with the server.
+"""Public weights: which parameters of a model every computing party may hold. The others stay with the server.
 
-A product of a secret with an open weight is local: each party multiplies its share, and nothing is sent. Weights of an
+A product of a secret with a public weight is local: each party multiplies its share, and nothing is sent. Weights of an
 open model need no protection, and those that were trained on top of it (an adapter, a head) may still be secret.
 """
 
@@ -23,7 +23,7 @@ class WeightsError(BlindformerError):
 
 
 @dataclass(frozen=True)
-class OpenWeights:
+class WeightOwners:
     """Patterns of parameters' names (`fnmatch`: * stands for any characters). A name that both match is private.
 
     rest      whose the parameters are that no pattern matches: private, public, or "": each has to match one
@@ -93,28 +93,28 @@ class OpenWeights:
             owners |= dict.fromkeys(computed, PUBLIC)
         return frozenset(name for name, owner in owners.items() if owner == PUBLIC) or None
 
-    def within(self, inside: str, derived: Sequence[str]) -> OpenWeights:
+    def within(self, inside: str, derived: Sequence[str]) -> WeightOwners:
         """The same choice, where the model is part of another module."""
         return replace(self, inside=inside, derived=tuple(derived))
 
 
-Weights = str | Mapping[str, str | Sequence[str]] | OpenWeights
+Weights = str | Mapping[str, str | Sequence[str]] | WeightOwners
 """`private`, `public`, or patterns by either: {"public": ["model.*"], "private": ["*lora*"], "rest": "private"}."""
 
 
-def open_weights(weights: Weights) -> OpenWeights:
+def weight_owners(weights: Weights) -> WeightOwners:
     """Errors: WeightsError."""
-    if isinstance(weights, OpenWeights):
+    if isinstance(weights, WeightOwners):
         return weights
     if isinstance(weights, str):
         if weights not in (PRIVATE, PUBLIC):
             raise WeightsError(f"weights={weights!r}: choose private or public, or give patterns of names by either")
-        return OpenWeights(rest=weights)
+        return WeightOwners(rest=weights)
     rest = weights.get("rest", "")
     patterns = {kind: weights.get(kind, ()) for kind in (PUBLIC, PRIVATE)}
     if weights.keys() - {PRIVATE, PUBLIC, "rest"} or rest not in ("", PRIVATE, PUBLIC) or _is_text(patterns.values()):
         raise WeightsError('weights: give patterns by owner, such as {"public": ["model.*"], "rest": "private"}')
-    return OpenWeights(tuple(patterns[PUBLIC]), tuple(patterns[PRIVATE]), str(rest))
+    return WeightOwners(tuple(patterns[PUBLIC]), tuple(patterns[PRIVATE]), str(rest))
 
 
 def _also_called(tensors: Mapping[str, Tensor], names: Collection[str]) -> set[str]:

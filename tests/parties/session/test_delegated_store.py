@@ -18,7 +18,7 @@ from blindformer.parties.session.delegated_server import DelegatedServer
 from blindformer.parties.session.delegation import PublicWeights, corrections_bytes
 from blindformer.parties.session.ledger import Entry, Ledger
 from blindformer.parties.session.messages import SlotsBusy
-from blindformer.parties.session.spool import Spool, SpoolError
+from blindformer.parties.session.preprocessing_store import PreprocessingStore, StoreError
 from blindformer.protocols.errors import PeerDeviated, PeerError, PeerGone
 from blindformer.tests.parties.session.delegated_site import WIDE, DelegatedSite
 from blindformer.tests.parties.session.site import Turnstile
@@ -30,18 +30,18 @@ FOUR = ((0, 4), (1, 4), (2, 4))
 
 
 class Stores:
-    """A site whose server and client have spools. `own`: the client deals by itself, and there is no dealer."""
+    """A site whose server and client have stores. `own`: the client deals by itself, and there is no dealer."""
 
     def __init__(self, root: Path, own: bool, plan: str = "faithful") -> None:
         self.site, self.root = DelegatedSite(plan=plan), root
-        self.theirs = Spool(root / "server")
+        self.theirs = PreprocessingStore(root / "server")
         self.own = PublicWeights(self.site.model.manifest, self.site.model.integers) if own else None
-        self.server: dict[str, Any] = {"spool": self.theirs, "client_id": "alice"}
+        self.server: dict[str, Any] = {"store": self.theirs, "client_id": "alice"}
 
     def client(self, **options: Any) -> Any:
-        mine = Spool(self.root / "client", bound=True)
+        mine = PreprocessingStore(self.root / "client", bound=True)
         server = self.server | options.pop("server", {})
-        return self.site.client(server=server, **{"spool": mine, "own": self.own, **options})
+        return self.site.client(server=server, **{"store": mine, "own": self.own, **options})
 
     def precompute(self, count: int, sequence: Any = FOUR, **options: Any) -> None:
         client = self.client(**options)
@@ -51,7 +51,7 @@ class Stores:
 
     def ask(self, count: int = 1, rows: int = 4, **options: Any) -> None:
         """One session without live passes."""
-        client = self.client(**{"use_spool": "only", **options})
+        client = self.client(**{"use_store": "only", **options})
         try:
             for _ in range(count):
                 self.site.ask(client, torch.randn(1, rows, WIDE))
@@ -60,7 +60,7 @@ class Stores:
 
     @property
     def left(self) -> tuple[int, int]:
-        return self.theirs.left(), Spool(self.root / "client").left()
+        return self.theirs.left(), PreprocessingStore(self.root / "client").left()
 
 
 @pytest.fixture(params=[(False, "faithful"), (True, "fast")], ids=["dealer", "own"])
@@ -74,9 +74,9 @@ def stores(request, tmp_path, drawn) -> Iterator[Stores]:
 
 def test_passes_that_are_too_old_for_the_server_are_passed_over(stores):
     stores.precompute(2)
-    Spool(stores.theirs.folder, keep_seconds=0.0).sweep()
+    PreprocessingStore(stores.theirs.folder, keep_seconds=0.0).sweep()
     assert stores.left == (0, 2)
-    with pytest.raises(SpoolError, match="holds no masks"):
+    with pytest.raises(StoreError, match="holds no masks"):
         stores.ask()
     assert stores.left == (0, 0)
     stores.precompute(1)
@@ -94,7 +94,7 @@ def test_stored_passes_need_no_dealer_and_are_used_once(stores):
     assert list(stores.theirs.folder.glob("*/*")) == []
     assert len(stores.site.ends.get("dealer", [])) == before
     assert [(one.timings.ahead, one.timings.offline_bytes) for one in seen] == [(True, 0)] * 2
-    with pytest.raises(SpoolError, match="holds no masks for 4 rows, this model, server and dealer"):
+    with pytest.raises(StoreError, match="holds no masks for 4 rows, this model, server and dealer"):
         stores.ask(1)
     assert stores.site.ended() == []
 
@@ -130,7 +130,7 @@ def test_a_long_row_of_passes_is_marked_ahead_and_loses_one_at_most(stores, monk
     stores.precompute(2, ((0, 3), (1, 3), (2, 3)))
     takes, take = [], Ledger.take
     monkeypatch.setattr(Ledger, "take", lambda self, *given: takes.append(self.bound) or take(self, *given))
-    client, before = stores.client(use_spool="only"), []
+    client, before = stores.client(use_store="only"), []
     for rows in (4, 4, 4, 4, 3, 4, 4):
         before.append(len(client._marking))
         stores.site.ask(client, torch.randn(1, rows, WIDE))
@@ -157,7 +157,7 @@ def test_masks_are_for_one_server_dealer_model_client_and_sequence(stores, chang
         site = stores.site
         site.manifest = replace(site.manifest, kept="0d" * 32)
         site.weights = {role: replace(weights, manifest=site.manifest) for role, weights in site.weights.items()}
-    with pytest.raises(SpoolError, match=r"holds no masks for [34] rows"):
+    with pytest.raises(StoreError, match=r"holds no masks for [34] rows"):
         stores.ask(1, rows=3 if change == "rows" else 4, **options)
     assert stores.left == ((2, 1) if change == "another client" else (2, 2))
     assert stores.site.ended() == []
@@ -175,9 +175,9 @@ def certified(me: str, peer: str, end: Any) -> Any:
 def test_a_copied_store_discards_all_and_the_first_goes_on(stores, tmp_path):
     stores.precompute(3)
     shutil.copytree(tmp_path / "client", tmp_path / "copy")
-    copy = Spool(tmp_path / "copy", bound=True)
-    with pytest.raises(SpoolError, match="holds no masks"):
-        stores.ask(1, spool=copy)
+    copy = PreprocessingStore(tmp_path / "copy", bound=True)
+    with pytest.raises(StoreError, match="holds no masks"):
+        stores.ask(1, store=copy)
     assert copy.left() == 0
     stores.ask(3)
     assert stores.site.ended() == []
@@ -193,7 +193,7 @@ def test_a_restored_store_sends_no_mask_again_to_a_server_that_takes_all_again(s
         shutil.rmtree(tmp_path / name)
         shutil.copytree(tmp_path / f"{name}-copy", tmp_path / name)
     assert stores.left == (3, 3)
-    with pytest.raises(SpoolError, match="holds no masks"):
+    with pytest.raises(StoreError, match="holds no masks"):
         stores.ask(1)
     assert stores.site.ended() == []
 
@@ -205,7 +205,7 @@ class Crash(Exception):
 @pytest.mark.parametrize("when", ["before the mark", "behind the mark", "asked", "in a pass"])
 def test_a_client_that_is_killed_loses_a_pass_and_uses_none_twice(stores, monkeypatch, when):
     stores.precompute(3)
-    client = stores.client(use_spool="only")
+    client = stores.client(use_store="only")
 
     def crash(*given: Any, **options: Any) -> Any:
         raise Crash
@@ -228,7 +228,7 @@ def test_a_client_that_is_killed_loses_a_pass_and_uses_none_twice(stores, monkey
     left = 3 if when == "before the mark" else 2
     assert stores.left[1] == left
     stores.ask(left)
-    with pytest.raises(SpoolError, match="holds no masks"):
+    with pytest.raises(StoreError, match="holds no masks"):
         stores.ask(1)
     stores.site.ended()
 
@@ -238,16 +238,16 @@ def test_a_server_that_lies_about_its_store_gets_no_mask_twice(stores, monkeypat
     """It says that it lacks what it has taken, or takes what it has given away: the client has marked it."""
     stores.precompute(4)
     lie_in_the_server(lie, monkeypatch)
-    client = stores.client(use_spool="only")
+    client = stores.client(use_store="only")
 
     def ask_all() -> None:
         for _ in range(5):
             stores.site.ask(client)
 
-    with pytest.raises((SpoolError, PeerDeviated)):
+    with pytest.raises((StoreError, PeerDeviated)):
         ask_all()
     client.close()
-    asked = [tuple(one["spool"].items()) for one in messages(stores.site, "server", "client") if "spool" in one]
+    asked = [tuple(one["store"].items()) for one in messages(stores.site, "server", "client") if "store" in one]
     assert len(asked) == len(set(asked)) >= 1
     stores.site.ended()
 
@@ -271,8 +271,8 @@ def lie_in_the_server(lie: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(DelegatedServer, "_take", lying)
 
 
-def counts(spool: Spool) -> list[tuple[int, int, int, int]]:
-    return [(row.ready, row.used, row.skipped, row.broken) for row in spool.ledger.rows()]
+def counts(store: PreprocessingStore) -> list[tuple[int, int, int, int]]:
+    return [(row.ready, row.used, row.skipped, row.broken) for row in store.ledger.rows()]
 
 
 def test_passes_that_the_server_has_no_more_are_skipped_and_counted(stores):
@@ -281,7 +281,7 @@ def test_passes_that_the_server_has_no_more_are_skipped_and_counted(stores):
     for number in (0, 1, 3):
         stores.theirs.ledger.take(session, number)
     stores.ask(2)
-    assert counts(Spool(stores.root / "client")) == [(1, 2, 3, 0)]
+    assert counts(PreprocessingStore(stores.root / "client")) == [(1, 2, 3, 0)]
     assert set((stores.root / "client" / "keys").read_bytes()[: 5 * 32]) == {0}
     stores.ask(1)
     assert stores.site.ended() == []
@@ -292,12 +292,12 @@ def test_the_other_store_is_deleted(stores, party):
     """A session that the server does not know is left alone, but for the mask that was marked for it."""
     stores.precompute(3)
     shutil.rmtree(stores.root / party)
-    stores.theirs = stores.server["spool"] = Spool(stores.root / "server")
-    with pytest.raises(SpoolError, match="holds no masks"):
+    stores.theirs = stores.server["store"] = PreprocessingStore(stores.root / "server")
+    with pytest.raises(StoreError, match="holds no masks"):
         stores.ask(1)
     stores.precompute(2)
     stores.ask(2)
-    mine = counts(Spool(stores.root / "client"))
+    mine = counts(PreprocessingStore(stores.root / "client"))
     assert mine == ([(1, 0, 2, 0), (0, 2, 0, 0)] if party == "server" else [(0, 2, 0, 0)])
     assert [row[1] for row in counts(stores.theirs)] == ([2] if party == "server" else [0, 2])
     assert stores.site.ended() == []
@@ -306,7 +306,7 @@ def test_the_other_store_is_deleted(stores, party):
 @pytest.mark.parametrize("how", ["killed", "disk full"])
 def test_passes_whose_keys_the_client_did_not_keep_are_swept_away(stores, monkeypatch, how):
     stores.precompute(1)
-    add, fault = Ledger.add, SpoolError("disk", "is full") if how == "disk full" else Crash()
+    add, fault = Ledger.add, StoreError("disk", "is full") if how == "disk full" else Crash()
 
     def failing(self: Ledger, entry: Entry) -> None:
         if self.bound and entry.number == 1:
@@ -329,16 +329,16 @@ def test_passes_whose_keys_the_client_did_not_keep_are_swept_away(stores, monkey
     assert len(list(stores.theirs.folder.glob("*/*"))) == stores.left[0]
     if how == "killed":
         stores.ask(1)
-    with pytest.raises(SpoolError, match="holds no masks"):
+    with pytest.raises(StoreError, match="holds no masks"):
         stores.ask(1)
-    assert counts(Spool(stores.root / "client")) == [(0, 1, 0, 0), (0, 0, 1, 0)]
+    assert counts(PreprocessingStore(stores.root / "client")) == [(0, 1, 0, 0), (0, 0, 1, 0)]
 
 
 def test_a_busy_server_gets_the_same_pass_again_and_no_mask_twice(stores):
     """No number of the masks was sent before it was ready."""
     stores.precompute(2)
     gate = Turnstile([True, True, False, True])
-    client = stores.client(use_spool="only", server={"admission": gate})
+    client = stores.client(use_store="only", server={"admission": gate})
     answered = refused = 0
     while answered < 2:
         try:
@@ -360,12 +360,14 @@ def test_a_bad_file_loses_one_pass(stores, harm, monkeypatch):
     elif harm == "damaged":
         path.write_bytes(bytes(path.stat().st_size))
     else:
-        fetch = Spool.fetch
-        monkeypatch.setattr(Spool, "fetch", lambda self, entry: fetch(self, entry) if entry.number else b"")
+        fetch = PreprocessingStore.fetch
+        monkeypatch.setattr(
+            PreprocessingStore, "fetch", lambda self, entry: fetch(self, entry) if entry.number else b""
+        )
         monkeypatch.setattr(DelegatedServer, "_size", size_of_half(stores))
     stores.ask(2 if harm != "of another size" else 0)
     if harm == "of another size":
-        with pytest.raises(SpoolError, match="holds no masks"):
+        with pytest.raises(StoreError, match="holds no masks"):
             stores.ask(1)
     assert stores.site.ended() == []
 
@@ -381,21 +383,21 @@ def test_a_server_stores_no_more_than_it_has_room_for(stores):
     stores.theirs.limit_bytes = 2 * size + size // 2
     client = stores.client()
     client.precompute(FOUR, 2)
-    with pytest.raises(SpoolError, match=r"server: would hold more than .*kept 0 of 2"):
+    with pytest.raises(StoreError, match=r"server: would hold more than .*kept 0 of 2"):
         client.precompute(FOUR, 2)
     assert client.kept == 2
     stores.site.ask(client)  # the session goes on
     client.close()
     stores.server = {"client_id": "alice"}
     again = stores.client()
-    with pytest.raises(SpoolError, match="server: keeps no spool"):
+    with pytest.raises(StoreError, match="server: keeps no store"):
         again.precompute(FOUR, 1)
     again.close()
     assert stores.site.ended() == []
 
 
 def test_own_masks_are_nobody_elses(tmp_path):
-    """Neither seed nor keys leave this side: there is no dealer, and no other party hears a key of the spool."""
+    """Neither seed nor keys leave this side: there is no dealer, and no other party hears a key of the store."""
     stores = Stores(tmp_path, True)
     stores.precompute(2)
     keys = (tmp_path / "client" / "keys").read_bytes()
@@ -443,7 +445,7 @@ def test_wrong_corrections_are_found(stores):
 def test_the_masks_of_a_second_sequence_need_another_session(stores):
     client = stores.client()
     client.precompute(FOUR, 1)
-    with pytest.raises(SpoolError, match="this session is in it already; start a new session"):
+    with pytest.raises(StoreError, match="this session is in it already; start a new session"):
         client.precompute(((0, 2), (1, 2), (2, 2)), 1)
     client.close()
     assert stores.site.ended() == []

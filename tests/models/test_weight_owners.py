@@ -1,4 +1,4 @@
-"""Open weights: what every computing party may hold is multiplied on shares; what is private never gets into it."""
+"""Public weights: what every computing party may hold is multiplied on shares; what is private never gets into it."""
 
 from functools import cache
 
@@ -7,10 +7,10 @@ import torch
 import transformers as tf
 from blindformer.models.compile import compile
 from blindformer.models.lowering.values import LoweringError
-from blindformer.models.open_weights import OpenWeights, WeightsError, open_weights
 from blindformer.models.program.pricing import price
 from blindformer.models.program.program import Instruction
 from blindformer.models.program.widths import place_widths
+from blindformer.models.weight_owners import WeightOwners, WeightsError, weight_owners
 from blindformer.tests.models.conftest import batches, build, clear
 from torch import nn
 
@@ -27,7 +27,7 @@ def all_private(name, plan="faithful"):
 
 
 @pytest.mark.parametrize(("name", "embedding"), [("mpnet", "client"), ("gpt2", "private"), ("vit-labels", "client")])
-def test_open_weights_are_constants_cost_nothing_to_set_up_and_take_fewer_rounds(name, embedding):
+def test_public_weights_are_constants_cost_nothing_to_set_up_and_take_fewer_rounds(name, embedding):
     private = compiled_with(name, "private", embedding=embedding)
     opened = compiled_with(name, "public", embedding=embedding, plan=private.plan)
     assert opened.weights == {}
@@ -60,7 +60,7 @@ def test_private_weights_leave_a_program_as_it_was():
 
 
 @pytest.mark.parametrize(("source", "ring"), [("weight", 56), ("constant", 60)])
-def test_a_rescale_behind_an_open_weight_asks_for_all_bits_that_its_opening_carries(source, ring):
+def test_a_rescale_behind_a_public_weight_asks_for_all_bits_that_its_opening_carries(source, ring):
     """28 bits are dropped of 52, and 56 of the result are read: 4 bytes are opened. With 32 bits in them corrections
     take 3 bytes instead of 4; with a private weight the dealer's product would take 8 instead of 7."""
     items = [
@@ -150,7 +150,7 @@ def test_no_public_number_depends_on_a_private_parameter(make, patterns):
     """With the same ranges the program, which has a digest of each public number, is the same for other parameters."""
     model, batch = make()
     options = {"weights": {"public": ["*"], "private": patterns}, "embedding": "private"}
-    chosen = open_weights(options["weights"]).of(model)
+    chosen = weight_owners(options["weights"]).of(model)
     private = [
         value.data for name, value in model.state_dict().items() if name not in chosen and value.is_floating_point()
     ]
@@ -322,7 +322,7 @@ NAMES = ["embed.weight", "layers.0.q.weight", "layers.0.lora_a.weight", "head.we
     ],
 )
 def test_patterns_choose(weights, opened):
-    assert open_weights(weights).parameters(NAMES) == (None if opened is None else set(opened))
+    assert weight_owners(weights).parameters(NAMES) == (None if opened is None else set(opened))
 
 
 @pytest.mark.parametrize(
@@ -340,18 +340,18 @@ def test_patterns_choose(weights, opened):
 )
 def test_a_choice_that_does_not_fit_says_why(weights, why):
     with pytest.raises(WeightsError, match=why):
-        open_weights(weights).parameters(NAMES)
+        weight_owners(weights).parameters(NAMES)
 
 
 def test_of_a_parameter_with_two_names_both_have_to_be_open():
     model = build("gpt2")
     table, head = "transformer.wte.weight", "lm_head.weight"
-    assert {table, head} <= OpenWeights(rest="public").of(model)
-    assert not {table, head} & OpenWeights(("*",), ("lm_head.*",)).of(model)
+    assert {table, head} <= WeightOwners(rest="public").of(model)
+    assert not {table, head} & WeightOwners(("*",), ("lm_head.*",)).of(model)
 
 
 def test_what_a_module_computes_from_all_parameters_is_open_if_all_of_them_are():
     names = ["model.head", "model.embed", "prefix_key_0"]
-    assert OpenWeights(rest="public").within("model.", ["prefix_*"]).parameters(names) == set(names)
-    for chosen in (OpenWeights(("*",), ("head",)), OpenWeights(("embed",), rest="private")):
+    assert WeightOwners(rest="public").within("model.", ["prefix_*"]).parameters(names) == set(names)
+    for chosen in (WeightOwners(("*",), ("head",)), WeightOwners(("embed",), rest="private")):
         assert chosen.within("model.", ["prefix_*"]).parameters(names) == {"model.embed"}

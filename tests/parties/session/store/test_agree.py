@@ -12,9 +12,24 @@ from pathlib import Path
 import pytest
 from blindformer.parties.session import ledger as ledgers
 from blindformer.parties.session import masked_weights as secrets_
-from blindformer.parties.session import spool as stores
-from blindformer.parties.session.spool import Missing, Proposals, Ref, Spool, SpoolError, answer_proposal
-from blindformer.tests.parties.session.spool.pairs import CLIENT, PROGRAM, SESSION, WEIGHTS, add_both, key_of, make_pair
+from blindformer.parties.session import preprocessing_store
+from blindformer.parties.session.preprocessing_store import (
+    Missing,
+    PreprocessingStore,
+    Proposals,
+    Ref,
+    StoreError,
+    answer_proposal,
+)
+from blindformer.tests.parties.session.store.pairs import (
+    CLIENT,
+    PROGRAM,
+    SESSION,
+    WEIGHTS,
+    add_both,
+    key_of,
+    make_pair,
+)
 from blindformer.tests.parties.statements import at_each_statement
 from blindformer.tests.shared.postgres import Postgres
 from hypothesis import HealthCheck, Phase, event, settings
@@ -30,7 +45,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 
-def converse(server: Spool, client: Spool, proposals: Proposals | None = None) -> Iterator[Ref | None]:
+def converse(
+    server: PreprocessingStore, client: PreprocessingStore, proposals: Proposals | None = None
+) -> Iterator[Ref | None]:
     """One query's conversation, step by step; the last step yields what both have used."""
     proposals = proposals or Proposals(client, PROGRAM, WEIGHTS)
     while True:
@@ -51,12 +68,12 @@ def converse(server: Spool, client: Spool, proposals: Proposals | None = None) -
     assert answer.key == key_of("server", ref.session, ref.number)
     try:
         server.fetch(answer)
-    except SpoolError:  # an old ledger promises files that were used since
+    except StoreError:  # an old ledger promises files that were used since
         return
     yield ref
 
 
-def use_all(server: Spool, client: Spool) -> list[int]:
+def use_all(server: PreprocessingStore, client: PreprocessingStore) -> list[int]:
     used = []
     while (ref := next((step for step in converse(server, client) if step is not None), None)) is not None:
         used.append(ref.number)
@@ -74,9 +91,9 @@ def test_both_skip_what_one_has_lost(tmp_path, side):
     for number in (0, 1, 3):
         lost.ledger.take(SESSION, number)
     assert use_all(server, client) == [2, 4, 5]
-    for spool in (server, client):
-        spool.sweep(grace=0)
-        assert spool.ledger.rows()[0].ready == 0
+    for store in (server, client):
+        store.sweep(grace=0)
+        assert store.ledger.rows()[0].ready == 0
     assert not list(server.folder.glob("*/*"))
 
 
@@ -88,7 +105,7 @@ def test_an_old_copy_of_one_side_brings_nothing_back(tmp_path, side):
     assert use_all(server, client) == [0, 1, 2, 3]
     shutil.rmtree(folder)
     shutil.copytree(tmp_path / "backup", folder)
-    assert Spool(folder).left() == 4
+    assert PreprocessingStore(folder).left() == 4
     assert use_all(server, client) == []
 
 
@@ -161,7 +178,7 @@ def dying(at: int | None, gone: bool = False) -> Iterator[None]:
                 raise OperationalError(sql, {}, OSError("connection lost"))
 
     replace, unlink = Path.replace, Path.unlink
-    fsync, pwrite = stores.os.fsync, stores.os.pwrite
+    fsync, pwrite = preprocessing_store.os.fsync, preprocessing_store.os.pwrite
 
     def mortal(call):
         def run(*arguments, **options):
@@ -173,12 +190,12 @@ def dying(at: int | None, gone: bool = False) -> Iterator[None]:
         return run
 
     with pytest.MonkeyPatch.context() as patch, at_each_statement(statement, statement):
-        patch.setattr(stores.os, "fsync", mortal(fsync))
-        patch.setattr(stores.os, "pwrite", mortal(pwrite))
+        patch.setattr(preprocessing_store.os, "fsync", mortal(fsync))
+        patch.setattr(preprocessing_store.os, "pwrite", mortal(pwrite))
         patch.setattr(secrets_.os, "fsync", mortal(fsync))
         patch.setattr(Path, "replace", mortal(replace))
         patch.setattr(Path, "unlink", mortal(unlink))
-        with suppress(Crash, *([SpoolError] if gone else [])):
+        with suppress(Crash, *([StoreError] if gone else [])):
             yield
 
 
@@ -206,7 +223,7 @@ class AtMostOnce(RuleBasedStateMachine):
         self.server, self.client = make_pair(self.root, count, database=self.url)
         self.replicas = [self.server]
         if self.url is not None:
-            self.replicas.append(Spool(self.server.folder, database=self.url))
+            self.replicas.append(PreprocessingStore(self.server.folder, database=self.url))
         self.made = count
         self.side = {"server": self.server, "client": self.client}[side]
 

@@ -3,7 +3,7 @@ once. Its ledger, the server's files of corrections, and which correlations both
 
 At most once holds through crashes, retries, several processes, and an old copy of one party's folder put in place of
 the present one: the other party's ledger still knows. It does not hold when old copies of *both* parties' folders are
-put back: remove the spool after restoring a backup. A ledger that is bound to its folder needs no other one.
+put back: remove the store after restoring a backup. A ledger that is bound to its folder needs no other one.
 
 A file of corrections is whole and on the disk before it has its name, and removed as soon as it is opened.
 
@@ -39,25 +39,25 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from ...files import sync, whole_file
-from .ledger import KEYS, SHARED, Entry, Ledger, SpoolError
+from .ledger import KEYS, SHARED, Entry, Ledger, StoreError
 
 _NAMES = re.compile(r"[0-9a-f]{32}/[0-9]+(\.[0-9a-f]{16}\.part)?")  # of what is written here, and of its parts
 SPARE_BYTES = 64 * 2**20  # of the disk, left for other programs
 LEDGER = "ledger.sqlite"
-SPOOL_FILES = (LEDGER, KEYS, SHARED)  # a folder with one of them is a spool
+STORE_FILES = (LEDGER, KEYS, SHARED)  # a folder with one of them is a store
 GRACE_SECONDS = 3600.0  # for a conversation that is under way, before what it passed over is removed
 
 
-class Spool:
+class PreprocessingStore:
     """Preprocessed correlations, in `folder`. It may be shared by threads, by processes, and across a fork.
 
     limit_bytes   the most that its files may take together, of which one client may fill `share`
     keep_seconds  after which what was not used is swept away, for its client may have lost its part
     database      where servers share the folder: the Postgres database (URL) with their ledger
     bound         good in this folder alone: all is discarded in a copy of it (Ledger)
-    must_exist    open an existing spool only
+    must_exist    open an existing store only
 
-    Errors of all methods: `SpoolError`.
+    Errors of all methods: `StoreError`.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Spool:
         self.folder, self.limit_bytes, self.share = Path(folder), limit_bytes, share
         self.keep_seconds = keep_seconds
         if must_exist and not (self.folder / (SHARED if database else LEDGER)).is_file():
-            raise SpoolError(self.folder, "holds no preprocessed correlations; `blindformer precompute` makes them")
+            raise StoreError(self.folder, "holds no preprocessed correlations; `blindformer precompute` makes them")
         self.ledger = Ledger(self.folder / LEDGER, database, bound)
 
     def begin(self, session: str, program: str, weights: str, peer: str = "") -> None:
@@ -85,21 +85,21 @@ class Spool:
         self.ledger.open_session(session, program, weights, peer)
 
     def room(self, size: int, peer: str = "") -> None:
-        """Errors: `SpoolError` if there is no room for one more query of `size` bytes with the client `peer`."""
+        """Errors: `StoreError` if there is no room for one more query of `size` bytes with the client `peer`."""
         if self.limit_bytes is not None:
             for whose, limit in ((None, self.limit_bytes), (peer, int(self.share * self.limit_bytes))):
                 if self.ledger.ready(whose)[1] + size > limit:
                     who = "" if whose is None else " for one client"
                     what = f"would hold more than {limit / 1e6:.0f} MB{who}; use what is there, or raise the limit"
-                    raise SpoolError(self.folder, what)
+                    raise StoreError(self.folder, what)
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
-            raise SpoolError(self.folder, f"cannot be used ({error.strerror}); give another folder") from None
+            raise StoreError(self.folder, f"cannot be used ({error.strerror}); give another folder") from None
         if free < size + SPARE_BYTES:
             free_mb, size_mb = f"{free / 1e6:.0f} MB", f"{size / 1e6:.0f} MB"
-            raise SpoolError(self.folder, f"the disk has {free_mb} left, one query takes {size_mb}; free space")
+            raise StoreError(self.folder, f"the disk has {free_mb} left, one query takes {size_mb}; free space")
 
     def add(self, session: str, number: int, key: bytes, frames: Iterable[bytes | bytearray] | None = None) -> None:
         """Add one query's correlations: this party's key, and the dealer's frames. On the disk when this returns, the
@@ -121,14 +121,14 @@ class Spool:
         except OSError as error:
             self._remove([name])
             what = f"cannot be written ({error.strerror}); free space, or use another folder"
-            raise SpoolError(path, what) from None
-        except SpoolError:
+            raise StoreError(path, what) from None
+        except StoreError:
             self._remove([name])
             raise
 
     def fetch(self, entry: Entry) -> mmap.mmap | bytes:
         """At the server, of correlations that were marked as used: the dealer's frames in a row. Their file is removed:
-        nobody opens it again. Errors: `SpoolError` if it is missing or damaged; the correlations stay used."""
+        nobody opens it again. Errors: `StoreError` if it is missing or damaged; the correlations stay used."""
         if entry.file is None:
             return b""
         path, remedy = self.folder / entry.file, "these correlations are spent, no others: ask again"
@@ -143,7 +143,7 @@ class Spool:
         except OSError as error:
             what = f"cannot be read ({error.strerror})"
         self.ledger.mark_broken(entry.session, entry.number)
-        raise SpoolError(path, f"{what}; {remedy}")
+        raise StoreError(path, f"{what}; {remedy}")
 
     def left(self) -> int:
         """The number of queries whose correlations are ready."""
@@ -189,34 +189,34 @@ class Missing:
         return {"missing": ref.number, "known": self.known, "next": self.next}
 
 
-def answer_proposal(spool: Spool, ref: Ref, program: str, weights: str, client: str) -> Entry | Missing:
+def answer_proposal(store: PreprocessingStore, ref: Ref, program: str, weights: str, client: str) -> Entry | Missing:
     """At the server: mark the client's proposal as used, if it is ready and was made with this client.
 
-    Errors: `SpoolError`, `CorrelationError`.
+    Errors: `StoreError`, `CorrelationError`.
     """
-    if spool.ledger.find(ref.session) != (program, weights, client):
+    if store.ledger.find(ref.session) != (program, weights, client):
         return Missing(False, None)
-    entry = spool.ledger.take(ref.session, ref.number)
-    return entry or Missing(True, spool.ledger.next_ready(ref.session, ref.number + 1))
+    entry = store.ledger.take(ref.session, ref.number)
+    return entry or Missing(True, store.ledger.next_ready(ref.session, ref.number + 1))
 
 
 class Proposals:
     """At the client: the next proposal. Unknown sessions are left alone: another server may know them."""
 
-    def __init__(self, spool: Spool, program: str, weights: str) -> None:
-        self.spool, self.program, self.weights = spool, program, weights
+    def __init__(self, store: PreprocessingStore, program: str, weights: str) -> None:
+        self.store, self.program, self.weights = store, program, weights
         self._unknown: set[str] = set()
         self._least: dict[str, int] = {}  # by session: the server has no number below
 
     def next(self, after: Ref | None = None) -> Ref | None:
         """The least ready number of the oldest session that has one; `after`: only numbers after this one."""
-        for session in self.spool.ledger.sessions(self.program, self.weights):
+        for session in self.store.ledger.sessions(self.program, self.weights):
             if session in self._unknown:
                 continue
             least = self._least.get(session, 0)
             if after is not None and after.session == session:
                 least = max(least, after.number + 1)
-            number = self.spool.ledger.next_ready(session, least)
+            number = self.store.ledger.next_ready(session, least)
             if number is not None:
                 return Ref(session=session, number=number)
         return None
@@ -224,8 +224,8 @@ class Proposals:
     def learn(self, ref: Ref, missing: Missing) -> None:
         """The server lacks the proposed number for good. A bound ledger has marked it, whether another server knows the
         session or not."""
-        if missing.known or self.spool.ledger.bound:
-            self.spool.ledger.doubt(ref.session, ref.number, missing.next if missing.known else ref.number + 1)
+        if missing.known or self.store.ledger.bound:
+            self.store.ledger.doubt(ref.session, ref.number, missing.next if missing.known else ref.number + 1)
         if missing.next is None:
             self._unknown.add(ref.session)
         else:

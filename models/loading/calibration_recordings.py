@@ -1,4 +1,4 @@
-"""Sounds to calibrate a model of speech on, where its owner gives none: made here, seeded, and nobody's voice.
+"""Recordings to calibrate a model of speech on, where its owner gives none: made here, seeded, and nobody's voice.
 
 A pulse for each opening of the glottis, or noise, goes through the resonances of a mouth: vowels, hisses and clicks in
 any order say nothing, and reach the ranges of a model's activations that speech does.
@@ -25,12 +25,12 @@ _RING = 1024  # samples after which a resonance has faded
 _EDGE = 0.01  # seconds in which a part of a word begins and ends
 
 
-def calibration_sounds(seconds: int, rate: int, count: int = COUNT) -> list[np.ndarray]:
-    """So many sounds of so many seconds, float32 [samples] each, in other voices, loudnesses and noises."""
-    return [_sound(seconds, rate, np.random.default_rng(seed)) for seed in range(count)]
+def calibration_recordings(seconds: int, rate: int, count: int = COUNT) -> list[np.ndarray]:
+    """So many recordings of so many seconds, float32 [samples] each, in other voices, loudnesses and noises."""
+    return [_recording(seconds, rate, np.random.default_rng(seed)) for seed in range(count)]
 
 
-def _sound(seconds: int, rate: int, draw: np.random.Generator) -> np.ndarray:
+def _recording(seconds: int, rate: int, draw: np.random.Generator) -> np.ndarray:
     pitch, spoken = draw.uniform(90, 220), int(seconds * rate * draw.uniform(0.6, 1.0))
     kinds = (partial(_vowel, pitch), _hiss, _click, _pause)
     parts, samples = [], 0

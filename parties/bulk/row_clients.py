@@ -25,7 +25,7 @@ from ...models.loading.truncation import REPORTED
 from ...protocols.errors import BlindformerError, PeerDisagrees, PeerError, PeerRefused
 from ..client.canaries import CanaryError
 from ..session.messages import SlotsBusy
-from ..session.spool import SpoolError
+from ..session.preprocessing_store import StoreError
 
 if TYPE_CHECKING:  # importing it takes seconds
     from ..client.base import BaseClient
@@ -66,7 +66,7 @@ class RowClient:
                     yield numbers[place], _answer(self.client, result)
         except BlindformerError as error:
             cause = error.ended or error if isinstance(error, CanaryError) else error
-            again = isinstance(cause, PeerError | SlotsBusy | SpoolError) and not isinstance(cause, _FINAL)
+            again = isinstance(cause, PeerError | SlotsBusy | StoreError) and not isinstance(cause, _FINAL)
             raise (Interrupted if again else BulkError)(str(error)) from None
 
     def close(self) -> None:
@@ -87,20 +87,20 @@ class BatchAnswers:
     """
 
     def __init__(self, make: Callable[[], BaseClient], field: str = "text", patience: float = GIVE_UP_AFTER_S) -> None:
-        self.asker, self.field, self.patience = RowClient(make), field, patience
+        self.row_client, self.field, self.patience = RowClient(make), field, patience
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         if self.field not in batch:
             raise BulkError(f"field {self.field}: the batch has no such column; it has {', '.join(batch)}")
         rows = [None if text is None else str(text).strip() or None for text in batch[self.field]]
         answers: dict[int, Answer] = {}
-        ask_all(self.asker, dict(enumerate(rows)), answers.__setitem__, self.patience)
-        names = columns_of(self.asker.client)
+        ask_all(self.row_client, dict(enumerate(rows)), answers.__setitem__, self.patience)
+        names = columns_of(self.row_client.client)
         return {**batch, **{name: [answers[row].get(name) for row in range(len(rows))] for name in names}}
 
 
 def ask_all(
-    asker: RowClient,
+    row_client: RowClient,
     left: dict[int, Row],
     note: Callable[[int, Answer], None],
     patience: float,
@@ -112,7 +112,7 @@ def ask_all(
     while left and not stop.is_set():
         numbers = list(left)
         try:
-            for place, answer in asker.ask([left[number] for number in numbers]):
+            for place, answer in row_client.ask([left[number] for number in numbers]):
                 note(numbers[place], answer)
                 del left[numbers[place]]
                 last = time.monotonic()
@@ -213,7 +213,7 @@ class PieceAnswers(BatchAnswers):
         answered: list[Answer] = []
         try:
             ask_all(
-                self.asker,
+                self.row_client,
                 {place: tuple(text) if isinstance(text, list) else text for place, text in enumerate(texts)},
                 lambda place, answer: answered.append(rows[place] | answer),
                 self.patience,
