@@ -245,7 +245,7 @@ def typical_files(loaded: Loaded, files: Sequence[Any] | None) -> list[Any]:
         chosen += media_files(loaded.kind, [own])
     if not chosen and loaded.kind == "speech":
         chosen += calibration_recordings(
-            getattr(loaded.task.ear, "chunk_length", SECONDS), loaded.task.ear.sampling_rate
+            getattr(loaded.task.feature_extractor, "chunk_length", SECONDS), loaded.task.feature_extractor.sampling_rate
         )
     if not chosen:
         what = f"takes {medium.plural}; give some typical ones to calibrate on (--calibrate FOLDER)"

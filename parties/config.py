@@ -259,7 +259,7 @@ Price = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
 class PricesSection(_Section):
-    """What receipts reckon with, by party: server, client, dealer, helper. A party without a price costs nothing."""
+    """The prices of receipts, by party: server, client, dealer, helper. A party without a price costs nothing."""
 
     currency: str = Field(default="", max_length=16, pattern=PRINTABLE)
     cpu_hour: dict[Role, Price] = {}

@@ -245,4 +245,4 @@ def typical_items(task: Task) -> list[Any]:
         from PIL import Image
 
         return [Image.new("RGB", size, (90, 120, 150)) for size in ((64, 64), (96, 64))]
-    return [calibration_recordings(seconds, task.ear.sampling_rate, 1)[0] for seconds in (1, 2)]
+    return [calibration_recordings(seconds, task.feature_extractor.sampling_rate, 1)[0] for seconds in (1, 2)]

@@ -28,24 +28,24 @@ def windowed(loaded: Loaded, seconds: int | None) -> Loaded:
 
     Errors: LoadError for more than it hears, and for a model whose window is not known, or that hears nothing.
     """
-    ear, encoder = loaded.task.ear, _encoder(loaded)
-    if encoder is None or not hasattr(ear, "chunk_length"):
+    extractor, encoder = loaded.task.feature_extractor, _encoder(loaded)
+    if encoder is None or not hasattr(extractor, "chunk_length"):
         if seconds is None:
             return loaded
         raise LoadError(f"{loaded.name}: has no window of audio that can be cut; leave seconds out")
-    chosen = min(SECONDS, ear.chunk_length) if seconds is None else seconds
-    if not 1 <= chosen <= ear.chunk_length:
-        raise LoadError(f"seconds {chosen}: {loaded.name} hears {ear.chunk_length} at once; give 1 to as many")
+    chosen = min(SECONDS, extractor.chunk_length) if seconds is None else seconds
+    if not 1 <= chosen <= extractor.chunk_length:
+        raise LoadError(f"seconds {chosen}: {loaded.name} hears {extractor.chunk_length} at once; give 1 to as many")
     parameters = {id(parameter): parameter for parameter in loaded.model.parameters()}
     shorter = replace(loaded, model=copy.deepcopy(loaded.model, parameters), processor=copy.deepcopy(loaded.processor))
-    ear, encoder, model = shorter.task.ear, _encoder(shorter), shorter.model
-    count = encoder.max_source_positions * chosen // ear.chunk_length
+    extractor, encoder, model = shorter.task.feature_extractor, _encoder(shorter), shorter.model
+    count = encoder.max_source_positions * chosen // extractor.chunk_length
     table = encoder.embed_positions.weight[:count].detach().clone()
     encoder.embed_positions = nn.Embedding(*table.shape)
     encoder.embed_positions.weight = nn.Parameter(table, requires_grad=False)
     encoder.max_source_positions = getattr(model, "config").max_source_positions = count  # noqa: B009 (of any class)
-    ear.chunk_length, ear.n_samples = chosen, chosen * ear.sampling_rate
-    ear.nb_max_frames = ear.n_samples // ear.hop_length
+    extractor.chunk_length, extractor.n_samples = chosen, chosen * extractor.sampling_rate
+    extractor.nb_max_frames = extractor.n_samples // extractor.hop_length
     return shorter
 
 

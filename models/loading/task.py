@@ -92,7 +92,7 @@ class Task:
         return getattr(self.processor, "tokenizer", self.processor) if self.kind == "speech" else self.processor
 
     @property
-    def ear(self) -> Any:
+    def feature_extractor(self) -> Any:
         """What makes numbers of an image or a recording."""
         return getattr(self.processor, "feature_extractor", self.processor) if self.kind == "speech" else self.processor
 
@@ -223,19 +223,27 @@ class Task:
                 return dict(self.processor(images=image, return_tensors="pt"))
             except (TypeError, ValueError) as error:
                 raise InputError(f"image: cannot be used ({first_line(error)}); give a file or a PIL image") from None
-        rate = self.ear.sampling_rate
+        rate = self.feature_extractor.sampling_rate
         audio = open_audio(item, rate)
         if samples and len(audio) > samples:
             long, most = (f"{count / rate:.2f} s" for count in (len(audio), samples))
             raise InputError(f"audio lasts {long}, the model takes {most} here: cut it, or split it into several")
         options: dict[str, Any] = {"padding": "max_length", "max_length": samples} if samples else {}
-        features = self.ear(audio, sampling_rate=rate, return_tensors="pt", **options)
+        features = self.feature_extractor(audio, sampling_rate=rate, return_tensors="pt", **options)
         return {name: value for name, value in features.items() if name != "attention_mask"}  # silence is heard
 
     def pieces(self, item: Any) -> list[Any]:
         """A recording in pieces that a model of speech hears one by one; anything else as it is. Errors: InputError."""
-        most = getattr(self.ear, "chunk_length", 0) if self.kind == "speech" else 0
-        return list(pieces(open_audio(item, self.ear.sampling_rate), self.ear.sampling_rate, most)) if most else [item]
+        most = getattr(self.feature_extractor, "chunk_length", 0) if self.kind == "speech" else 0
+        return (
+            list(
+                pieces(
+                    open_audio(item, self.feature_extractor.sampling_rate), self.feature_extractor.sampling_rate, most
+                )
+            )
+            if most
+            else [item]
+        )
 
     def samples(self, recordings: Sequence[Any]) -> int:
         """Of the longest of these; 0 where the processor makes all equally long. Errors: InputError."""

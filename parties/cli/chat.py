@@ -110,7 +110,7 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
         check_there("--system", self.system)
         name = self._protocol(model)
         refuse_for_public(name, {"--tokens": self.slots, "--window": self.window})
-        prices = self.reckon(name, self.config)
+        prices = self.read_prices(name, self.config)
         with ExitStack() as stack:
             with loading(self.threads, parties=self.server == LOCAL) as phases:
                 from ...models.cached import is_compiled

@@ -209,7 +209,7 @@ def query(
         check_new("--write-known", write_known)
         if text:
             raise BlindformerError(f"--write-known {write_known}: is for the rows of --file; leave texts out")
-    prices = vouched.reckon(chosen_protocol, deployment.config)
+    prices = vouched.read_prices(chosen_protocol, deployment.config)
     with loading(threads, parties=server == LOCAL) as phases:
         from ..client.base import check_top
         from ..client.canaries import CanaryError

@@ -100,7 +100,7 @@ def run(
         refuse(
             {"--adapter": adapter}, "is put on a public model, and this one has a private head; leave one of them out"
         )
-    prices = vouched.reckon(protocol, config)
+    prices = vouched.read_prices(protocol, config)
     settings = load_settings(config, deployed())
     local = _local(protocol, parties, owner or [])
     local.check_device(device := device or "cpu")

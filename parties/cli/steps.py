@@ -284,7 +284,7 @@ class ReceiptOptions:
         Option(help="File for a signed receipt, as JSON (default: none)."),
     ] = None
 
-    def reckon(self, protocol: str = DEFAULT, config: Path | None = None) -> PricesSection | None:
+    def read_prices(self, protocol: str = DEFAULT, config: Path | None = None) -> PricesSection | None:
         """The prices of the receipt that is asked for; None: none is. Errors: BlindformerError, before anything slow,
         where there can be none."""
         if self.receipt is None:

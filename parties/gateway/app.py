@@ -43,7 +43,6 @@ from .replies import (
     model_object,
     ranking,
     read_form,
-    transcription,
 )
 from .request_queue import Gone, Job, while_connected
 from .requests import (
@@ -331,13 +330,13 @@ def make_app(gateway: Gateway) -> FastAPI:
 
         return reply(model, ranking(model, await run_texts(asked, model, caller, items, place=place), asked))
 
-    async def write_down(asked: TranscriptionRequest, audio: BytesIO, caller: str) -> Response:
+    async def transcribe_file(asked: TranscriptionRequest, audio: BytesIO, caller: str) -> Response:
         model = gateway.find_for(asked.model, lambda model: model.hears, "transcription")
         options, seconds = {"language": asked.language} if asked.language else {}, 0.0
 
         def work(job: Job[RequestAnswer]) -> RequestAnswer:
             nonlocal seconds
-            samples, seconds = model.hear(audio)
+            samples, seconds = model.read_recording(audio)
             return model.ask(job, [samples], options=options)
 
         answer = await run(model, caller, work)
@@ -353,10 +352,10 @@ def make_app(gateway: Gateway) -> FastAPI:
         app.add_api_route(path, route, methods=["POST"], response_model=None)
 
     @app.post("/v1/audio/transcriptions", response_model=None)
-    async def hear(request: Request) -> Response:
+    async def transcribe(request: Request) -> Response:
         async with gateway.body(request, MOST_AUDIO_BYTES) as body:
             asked, audio = await read_form(request.headers, body)
-            return await while_connected(request, write_down(asked, audio, request.state.caller))
+            return await while_connected(request, transcribe_file(asked, audio, request.state.caller))
 
     add_route("/v1/chat/completions", chat)
     add_route("/v1/completions", continue_texts)

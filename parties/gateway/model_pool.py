@@ -341,9 +341,9 @@ class ModelPool:
         answer.values, answer.whole = [values[index] for index in range(len(texts))], True
         return answer
 
-    def hear(self, audio: BytesIO) -> tuple[np.ndarray, float]:
+    def read_recording(self, audio: BytesIO) -> tuple[np.ndarray, float]:
         """The samples of a file, and its seconds. It takes memory and time: call it in a job. Errors: ApiError."""
-        rate = self.part.task.ear.sampling_rate
+        rate = self.part.task.feature_extractor.sampling_rate
         try:
             samples = open_audio(audio, rate, most=MOST_AUDIO_SECONDS * rate)
         except InputError as error:

@@ -51,11 +51,11 @@ class LaunchError(BlindformerError):
 
 
 class PartyProcess:
-    """One party's process, and the thread that listens to it. `hear` is called with each line, and with None at the
+    """One party's process, and the thread that listens to it. `on_line` is called with each line, and with None at the
     end."""
 
     def __init__(
-        self, words: Sequence[str], sockets: Sequence[int], scratch: Path, hear: Callable[[Line | None], None]
+        self, words: Sequence[str], sockets: Sequence[int], scratch: Path, on_line: Callable[[Line | None], None]
     ) -> None:
         self.last_line, self.ended = "", False
         (stdin, ours), (theirs, stderr) = os.pipe(), os.pipe()
@@ -69,7 +69,7 @@ class PartyProcess:
         finally:
             os.close(stdin)
             os.close(stderr)
-        self._reader = threading.Thread(target=self._read, args=(hear,), daemon=True, name=f"log of {words[0]}")
+        self._reader = threading.Thread(target=self._read, args=(on_line,), daemon=True, name=f"log of {words[0]}")
         self._reader.start()
 
     def send(self, text: str) -> None:
@@ -93,7 +93,7 @@ class PartyProcess:
         self.process.code()
         self._reader.join(STOP_SECONDS)
 
-    def _read(self, hear: Callable[[Line | None], None]) -> None:
+    def _read(self, on_line: Callable[[Line | None], None]) -> None:
         with self._stderr as stream:
             for text in stream:
                 try:
@@ -102,10 +102,10 @@ class PartyProcess:
                     self.last_line = text.strip() or self.last_line
                 else:
                     if isinstance(line, dict):
-                        hear(line)
+                        on_line(line)
         self.process.code()
         self.ended = True
-        hear(None)
+        on_line(None)
 
 
 class PartyProcesses:

@@ -29,11 +29,11 @@ from .statement import (
     PartyCost,
     PartyStatement,
     ReceiptError,
-    Reckoning,
     Record,
     SessionFacts,
     SignedStatement,
     Signer,
+    StatedPrices,
     der,
 )
 
@@ -179,12 +179,12 @@ def stated(program: Program) -> dict[str, Any]:
 
 
 def _issued(fields: Mapping[str, Any], signer: Signer, others: tuple[SignedStatement, ...], prices: Prices) -> Receipt:
-    reckoning = reckoned(prices)
+    checked = checked_prices(prices)
     try:
-        draft = ClientStatement(**fields, ca=fingerprint(signer.authority), prices=reckoning, costs=())
+        draft = ClientStatement(**fields, ca=fingerprint(signer.authority), prices=checked, costs=())
     except ValidationError as error:
         raise ReceiptError(f"receipt: {error.errors()[0]['loc'][0]}: cannot be written in one; there is none") from None
-    costs = costs_of([draft, *(one.statement for one in others)], reckoning)
+    costs = costs_of([draft, *(one.statement for one in others)], checked)
     own = signer.sign(draft.model_copy(update={"costs": costs}))
     receipt = Receipt(own=own, others=others, ca=der(signer.authority))
     try:
@@ -195,11 +195,11 @@ def _issued(fields: Mapping[str, Any], signer: Signer, others: tuple[SignedState
     return receipt
 
 
-def reckoned(prices: Prices) -> Reckoning:
+def checked_prices(prices: Prices) -> StatedPrices:
     """Errors: ConfigError."""
     chosen = prices if isinstance(prices, PricesSection) else load_settings(None, prices=dict(prices or {})).prices
     words: Any = {name: {party: _digits(price) for party, price in getattr(chosen, name).items()} for name in BY_PARTY}
-    return Reckoning(currency=chosen.currency, watts=_digits(chosen.watts), **words)
+    return StatedPrices(currency=chosen.currency, watts=_digits(chosen.watts), **words)
 
 
 def _digits(price: float) -> str:
@@ -208,7 +208,7 @@ def _digits(price: float) -> str:
     return whole + point + rest[:20]
 
 
-def costs_of(statements: Iterable[Any], prices: Reckoning) -> tuple[PartyCost, ...]:
+def costs_of(statements: Iterable[Any], prices: StatedPrices) -> tuple[PartyCost, ...]:
     """What each party spent, of all its statements together. Errors: ReceiptError."""
     by_party: dict[Any, list[Any]] = {}
     for statement in statements:
@@ -216,10 +216,10 @@ def costs_of(statements: Iterable[Any], prices: Reckoning) -> tuple[PartyCost, .
     try:
         return tuple(_cost(party, mine, prices) for party, mine in by_party.items())
     except (ValidationError, ArithmeticError):
-        raise _wrong("own.statement.costs", "are more than can be reckoned") from None
+        raise _wrong("own.statement.costs", "are too large") from None
 
 
-def _cost(party: Any, statements: list[Any], prices: Reckoning) -> PartyCost:
+def _cost(party: Any, statements: list[Any], prices: StatedPrices) -> PartyCost:
     cpu_ms = sum(one.spent.cpu_ms for one in statements)
     sent = sum(row.sent for one in statements for facts in one.facts for row in facts.bytes)
     joules = Decimal(prices.watts) * cpu_ms / 1000

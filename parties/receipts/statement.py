@@ -103,8 +103,8 @@ class PartyStatement(Record):
     facts: Annotated[tuple[SessionFacts, ...], Field(min_length=1, max_length=1)]
 
 
-class Reckoning(Record):
-    """The prices that a receipt was reckoned with: `cpu_hour` and `gb` by party; `watts` of a core. Decimal numbers."""
+class StatedPrices(Record):
+    """The prices that a receipt was computed with: `cpu_hour` and `gb` by party; `watts` of a core. Decimal numbers."""
 
     currency: Word = ""
     cpu_hour: dict[Role, Price] = {}
@@ -139,7 +139,7 @@ class ClientStatement(Record):
     released: tuple[Word, ...]
     revealed: tuple[Word, ...]
     versions: dict[Word, Word]
-    prices: Reckoning
+    prices: StatedPrices
     costs: tuple[PartyCost, ...]
 
 

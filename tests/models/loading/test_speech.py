@@ -29,14 +29,14 @@ def test_a_shorter_window_is_heard_as_the_beginning_of_a_longer_one(folder):
             one.model.get_encoder()(one.encode_file(audio)["input_features"]).last_hidden_state for one in (whole, cut)
         )
     assert cut.model.get_input_embeddings().weight is whole.model.get_input_embeddings().weight
-    assert (whole.task.ear.chunk_length, cut.task.ear.chunk_length) == (SECONDS, 1)
+    assert (whole.task.feature_extractor.chunk_length, cut.task.feature_extractor.chunk_length) == (SECONDS, 1)
     assert short.shape[1] * SECONDS == long.shape[1]
     torch.testing.assert_close(short[:, :-2], long[:, : short.shape[1] - 2], atol=1e-2, rtol=1e-2)
 
 
 def test_a_window_that_cannot_be_is_one_line(folder, tiny_encoder):
     loaded = load(folder)
-    assert windowed(loaded, None).task.ear.chunk_length == SECONDS
+    assert windowed(loaded, None).task.feature_extractor.chunk_length == SECONDS
     for seconds in (0, SECONDS + 1):
         with pytest.raises(LoadError, match=f"^seconds {seconds}: .* hears {SECONDS} at once; give 1 to as many"):
             windowed(loaded, seconds)

@@ -16,7 +16,7 @@ from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.certificates.tls_folder import CertificateError, fingerprint, load_certificate
 from blindformer.parties.cli.receipt import DIGITS
 from blindformer.parties.config import ConfigError
-from blindformer.parties.receipts.receipt import Receipt, costs_of, reckoned
+from blindformer.parties.receipts.receipt import Receipt, checked_prices, costs_of
 from blindformer.parties.receipts.statement import ReceiptError, Signer
 from blindformer.parties.session.statements import FRAME_BYTES, receive_statements, send_statements
 from blindformer.protocols.errors import PeerError
@@ -153,10 +153,10 @@ def test_a_party_that_another_names_may_not_be_left_out(asked, site):
 
 def test_prices_that_cannot_be_used_are_one_line(asked):
     with pytest.raises(ConfigError, match=r"prices\.gb\.server = -1"):
-        reckoned({"gb": {"server": -1}})
+        checked_prices({"gb": {"server": -1}})
     with pytest.raises(ConfigError, match=r"prices\.currency"):
-        reckoned({"currency": "\x1b[2J"})
-    assert reckoned({"gb": {"server": 1e-7}, "watts": 1e-300}).gb == {"server": "0.0000001"}
+        checked_prices({"currency": "\x1b[2J"})
+    assert checked_prices({"gb": {"server": 1e-7}, "watts": 1e-300}).gb == {"server": "0.0000001"}
 
 
 # --- what a receipt says of the text: nothing -------------------------------------------------------------------------
