@@ -43,6 +43,7 @@ from .replies import (
     model_object,
     ranking,
     read_form,
+    transcription,
 )
 from .request_queue import Gone, Job, while_connected
 from .requests import (

@@ -24,7 +24,7 @@ WORD = 64
 BATCH_WORDS = 1 << 10  # of random transfers that are made together, at least
 
 
-class TransferSender(Protocol):
+class SendingTransfers(Protocol):
     """The sender of random transfers: both of each."""
 
     def bits(self, count: int) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ class TransferSender(Protocol):
         ...
 
 
-class TransferReceiver(Protocol):
+class ReceivingTransfers(Protocol):
     """The receiver: its random choices as a plane, and the one of each that was chosen."""
 
     def bits(self, count: int) -> tuple[Tensor, Tensor]: ...
@@ -79,7 +79,7 @@ class Triples(NamedTuple):
 class TransferPool:
     """Random transfers of both directions, drawn in batches at the same places by both parties, each used once."""
 
-    def __init__(self, leader: bool, sending: TransferSender, receiving: TransferReceiver) -> None:
+    def __init__(self, leader: bool, sending: SendingTransfers, receiving: ReceivingTransfers) -> None:
         """`leader`: the server, whose sending comes first."""
         self._leader, self._sending, self._receiving = leader, sending, receiving
         self._bits = torch.empty(3, 0, dtype=torch.int64)

@@ -65,7 +65,7 @@ class LyingClient(ClientParty):
         values = self._enter(agreed, sources)
         engine = LyingEngine("client", agreed.tape, Ring(self.program.ring), values, self.constants, lies=lies)
         outputs = interpret(self.program, engine, over_channel(self.server)).outputs
-        outputs = self._leave(outputs, self._hear("done"), Timings())
+        outputs = self._leave(outputs, self._expect("done"), Timings())
         self.asked += 1
         return outputs
 

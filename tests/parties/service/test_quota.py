@@ -54,7 +54,7 @@ def test_each_name_has_its_own_count_which_outlasts_a_restart(make, clock):
     assert (error.each, error.period) == (10, DAY)
     assert DAY < error.retry_after <= DAY + DAY / SLOTS
     assert re.fullmatch(
-        r"server: has answered the 10 texts \(or images\) that one certificate may ask in 1 day; "
+        r"server: has answered the 10 texts that one certificate may ask in 1 day; "
         r"ask again in 1(\.\d+)? days?, at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC",
         str(error),
     )

@@ -67,14 +67,14 @@ def test_an_owner_cannot_ask_for_a_pass_that_is_not_there(talks, owner_of, messa
     owner = owner_of(talks)
     owner.helper.send_message({"query": 0, **message})
     with pytest.raises(PeerError, match="has no place here"):
-        owner._hear(owner.helper, "ready", 0)
+        owner._expect(owner.helper, "ready", 0)
 
 
 @pytest.mark.parametrize("other", [{"part": "1@64"}, {"part": "8@64", "revealed": [7, 8]}], ids=["a part", "rows"])
 def test_shares_of_another_pass_are_refused(talks, owner_of, other):
     owner = owner_of(talks)
     owner.helper.send_message({"query": 0, "turn": {"part": "8@64"}})
-    owner._hear(owner.helper, "ready", 0)
+    owner._expect(owner.helper, "ready", 0)
     owner.helper.send_message({"seed": "00" * 32})
     owner.server.send_message({"query": 0, **other})
     with pytest.raises(PeerError):
@@ -98,7 +98,7 @@ def test_an_owner_cannot_announce_rows_that_are_not_kept(talks, owner_of):
     owner = owner_of(talks)
     owner.announce(PartRun(part="8@64", rows=5))
     with pytest.raises(PeerError, match="has no place here"):
-        owner._hear(owner.helper, "ready", 0)
+        owner._expect(owner.helper, "ready", 0)
 
 
 def test_a_source_is_read_and_nothing_of_it_comes_back_to_its_owner(owner_of):

@@ -164,24 +164,24 @@ def test_a_query_number_is_used_once(site, owner_of):
     site.ask(owner)
     owner.helper.send_message({"query": 0, "more": False})
     with pytest.raises(PeerError, match="out of order"):
-        owner._hear(owner.helper, "ready", 1)
+        owner._expect(owner.helper, "ready", 1)
 
 
 @pytest.mark.parametrize("seed", [None, "00", 7, "zz" * 32, "00" * 16, ["00" * 32]])
 def test_a_seed_that_is_none_is_refused(site, owner_of, seed):
     owner = owner_of(site)
     owner.helper.send_message({"query": 0})
-    owner._hear(owner.helper, "ready", 0)
+    owner._expect(owner.helper, "ready", 0)
     owner.helper.send_message({"seed": seed})
     with pytest.raises(PeerError, match="has no place here"):
-        owner._hear(owner.helper, "answer", 0)
+        owner._expect(owner.helper, "answer", 0)
 
 
 @pytest.mark.parametrize("what", ["number", "size", "no tensor"])
 def test_shares_that_are_none_are_refused(site, owner_of, what):
     owner = owner_of(site)
     owner.helper.send_message({"query": 0})
-    owner._hear(owner.helper, "ready", 0)
+    owner._expect(owner.helper, "ready", 0)
     owner.helper.send_message({"seed": "00" * 32})
     owner.server.send_message({"query": 1 if what == "number" else 0})
     if what != "number":

@@ -90,7 +90,7 @@ def test_a_number_that_is_asked_again_for_more_rows_counts_these(compiled, monke
         def twice(more, runs):
             nothing = runs.model_copy(update={"revealed": (0, 0)}).message()
             party.server.send_message({**nothing, "query": party.number, "store": {"session": "0" * 32, "number": 0}})
-            assert party._hear("missing")["missing"] == 0
+            assert party._expect("missing")["missing"] == 0
             return honest(more, runs)
 
         monkeypatch.setattr(party, "agree", twice)

@@ -180,7 +180,7 @@ def test_a_query_counts_before_it_is_computed_and_beyond_the_limit_none_is(site,
         site.ask(party)
     with site.client(server={"count": counter}) as party:
         party.server.send_message({"query": 0, "store": None, "more": False, "then": None})
-        assert "ready" in party._hear("ready")
+        assert "ready" in party._expect("ready")
         assert counter.asked == 3
         party.server.send_message({"abort": 0})
         party.number += 1

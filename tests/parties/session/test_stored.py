@@ -10,7 +10,7 @@ import threading
 import pytest
 from blindformer.models.program.pricing import price
 from blindformer.parties.reports.report import AnsweredQuery, phases_in_words, two_party_report
-from blindformer.parties.session import store as stores
+from blindformer.parties.session import preprocessing_store as stores
 from blindformer.parties.session.messages import SlotsBusy
 from blindformer.parties.session.online import Timings
 from blindformer.parties.session.preprocessing_store import PreprocessingStore, StoreError
