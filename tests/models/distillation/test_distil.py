@@ -168,7 +168,7 @@ ELSEWHERE = Plan.preset("fast").replace(overrides={"decoder.block.*": {"gelu": "
         ({"layers": 3}, DistillError, "3 layers: the model has 2; give a number from 1 to 2"),
         ({"speed": 3}, DistillError, "unknown setting 'speed': use one of seed, layers"),
         ({"plan": "he", "hidden": 64, "hidden_epochs": 0}, DistillError, "at most the teacher's 32"),
-        ({"plan": "he", "hidden": 16}, DistillError, "has no states to compare"),
+        ({"plan": "he", "hidden": 16}, DistillError, "have no teacher's states"),
         ({"teacher": "vit", "embeddings": True}, DistillError, "are of texts, and vit is a teacher of images"),
     ],
 )
