@@ -17,18 +17,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import blindformer as bf
 import torch
 from blindformer.approximations import Plan, approximate, out_of_range, restore
 from blindformer.models.artifacts import save
 from blindformer.models.compile import Compiled, compile
-from blindformer.models.delegated.part import DelegatedPart, part_of_module
 from blindformer.models.program.pricing import Network
 from blindformer.models.weight_owners import PRIVATE, PUBLIC
-from blindformer.parties.client.delegated import DelegatedSession
 from blindformer.parties.client.local import LocalParties
-from blindformer.parties.reports.estimate import estimate
 from blindformer.parties.session.online import Answer, Timings, rss_mb
 from blindformer.protocols.devices import described, find_device
 from rich.table import Table
@@ -51,8 +49,11 @@ from .harness import (
 )
 from .workloads import Batch, Workload, build
 
+if TYPE_CHECKING:  # the process that asks a private model imports this file, and its memory is measured
+    from blindformer.models.delegated.part import DelegatedPart
+
 OUTPUT = "last_hidden_state"
-Built = tuple[Path | DelegatedPart, Plan | None]
+Built = tuple["Path | DelegatedPart", Plan | None]
 BOTH = "both"
 PLAIN, AUDITED = "plain", "audited"
 SECONDS = ("offline_s", "online_s")
@@ -72,6 +73,8 @@ def built(
     """The workload compiled, for a network where there is one: its folder while the block lasts, and the fitted plan.
     `look` sees it before it is left to the folder. With public weights: the model's part, and no fitted plan."""
     if weights == PUBLIC:
+        from blindformer.models.delegated.part import part_of_module
+
         yield part_of_module(work.model, lambda: work.model(**work.queries[0]), work.name, plan), None
         return
     with tempfile.TemporaryDirectory(prefix="blindformer-bench-") as name:
@@ -104,7 +107,7 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
     def look(compiled: Compiled) -> None:
         if network is not None:
             say("estimate")
-            estimates.append(asdict(estimate(compiled, network)))
+            estimates.append(asdict(bf.estimate(compiled, network)))
 
     with built(work, chosen.plan, say, look, chosen.weights, network) as compiled:
         report = ask(work, chosen.plan, compiled, chosen.timeout, say, network, device=chosen.device)
@@ -226,6 +229,8 @@ def ask(
         parties |= {"audits": audits or 0.0, "device": device}
         run = apart(ask_each, LocalParties, folder, work.queries, threads=1, **parties)
     else:
+        from blindformer.parties.client.delegated import DelegatedSession
+
         run = ask_each(DelegatedSession, folder, work.queries, **parties)
     timings = [answer.timings for answer in run.answers]
     say("compare")
@@ -249,7 +254,7 @@ def ask(
         "length": work.length,
         "batch": work.batch,
         "plan": plan,
-        "protocol": "beaver" if fitted else DelegatedSession.protocol,
+        "protocol": "beaver" if fitted else "delegated",
         "device": device if device == "cpu" else described()[find_device(device).index],
         "rtt_s": network and network.rtt,
         "bandwidth": network and network.bandwidth,
