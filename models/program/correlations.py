@@ -147,9 +147,12 @@ class Correlations:
     ) -> int:
         """Without a dealer, at one of two parties: make the corrections with the other, and write them at the server.
         `weights`: W at the server, nothing at the client. Returns the rounds."""
+        return make_corrections(pair, stream, self.pair_walk(weights if pair.leader else {}), wire, corrections)
+
+    def pair_walk(self, weights: Mapping[str, Tensor]) -> Callable[[Source], object]:
+        """The offline phase of one of two parties without a dealer. `weights`: zeros, if there are none."""
         zeros = {name: torch.zeros(()).long().expand(shape) for name, shape in self.program.weight_shapes().items()}
-        known = weights if pair.leader else zeros
-        return make_corrections(pair, stream, lambda source: self._walk(source, known, None), wire, corrections)
+        return lambda source: self._walk(source, {**zeros, **weights}, None)
 
     def products(self) -> list[str]:
         """The instructions, of two parties, whose correlations are those of a product with a private weight."""

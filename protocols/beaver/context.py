@@ -37,6 +37,7 @@ class PrivateValue:
     mask: Tensor | None = None
     opened: bool = False  # a client's value: its masked form has gone to the server
     pending: bool = False
+    name: str = ""  # of a weight, in all programs of its model
     shared: Any = None  # the offline value or share that stands for it where it is used as a shared value
 
 

@@ -62,7 +62,7 @@ class OfflineEngine:
             return PrivateValue(key, "client", shape, width)
         if op == "weight":
             known, role = self.weights.get(attributes["name"]), self.offline.role
-            value = PrivateValue(key, "server", shape, width)
+            value = PrivateValue(key, "server", shape, width, name=attributes["name"])
             if role in ("dealer", "server"):  # without a dealer the server's weights are their own masks
                 value.mask = known
             elif role == "client" and self.offline.dealt:

@@ -114,7 +114,7 @@ def _stationary(
         return OfflineValue(key, shape, width)
     if (offline.role == "dealer" and weight.mask is None) or (offline.role == "client" and weight.masked is None):
         raise CorrelationError(f"{offline.role}: weight {weight.key} was not set up; run the set-up of the model first")
-    recipe = PrivateProduct(a, weight.mask, ring)
+    recipe = PrivateProduct(a, weight.mask, ring, weight.name, weight.shape)
     share = offline.source.derived(key, shape, recipe, mask_bytes(width))
     if weight.masked is not None:
         share = recipe.product(a, weight.masked) + share  # the client's whole result, before its query exists

@@ -44,11 +44,13 @@ class MaskMatrixProduct:
 @dataclass(frozen=True)
 class PrivateProduct:
     """Of a value that the client alone knows and one that the server alone knows, elementwise or (`ring`) of matrices.
-    None: not known to this role."""
+    None: not known to this role. `weight`, `weight_shape`: its name and shape, if the server's is one."""
 
     clients: Tensor
     servers: Tensor | None
     ring: Ring | None = None
+    weight: str = ""
+    weight_shape: Shape = ()
 
     def product(self, left: Tensor, right: Tensor) -> Tensor:
         return left * right if self.ring is None else self.ring.matmul(left, right)

@@ -1,9 +1,8 @@
 """Correlated randomness without a dealer: client and server make products between them, under ring-LWE (SEAL).
 
-    linear     A W: A of one party, W of the other, encrypted once for all products
-    products   a * b of shared numbers
-    matrices   A B of shared matrices
+    linear     A W: A of one party, W of the other, encrypted once for all products with it
+    products   x y elementwise: x of one party, y of the other
     replies    what goes back, and why it shows no more than its message
     lattice    keys and ciphertexts;  residues: their arithmetic in numpy
-Messages are bytes of known sizes; `linear_cost`, `product_cost` and `matrix_cost` give them. No sockets here.
+Messages are bytes of known sizes; `linear_cost` and `product_cost` give them. No sockets here.
 """

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from ..channel import Buffer
 from ..errors import BlindformerError
 from .residues import Words, from_bytes7, reduced, to_bytes7, uniform
 
@@ -217,7 +218,7 @@ class LatticeKey:
 class LatticePublic:
     """The public part of somebody else's key. Errors: HomomorphicError for bytes that are none."""
 
-    def __init__(self, data: bytes | memoryview) -> None:
+    def __init__(self, data: Buffer) -> None:
         ring = lattice()
         if len(data) != PUBLIC_BYTES:
             raise HomomorphicError(f"public key: {len(data)} bytes instead of {PUBLIC_BYTES}; both need one version")
@@ -231,7 +232,7 @@ class LatticePublic:
         self.merging = ring.narrow.from_galois_str(ring.galois_form(digits))
 
 
-def unsealed(data: bytes | memoryview, number: int, what: str) -> Words:
+def unsealed(data: Buffer, number: int, what: str) -> Words:
     """Ciphertext `number` of some that lie one after the other -> [2, primes, degree]. Errors: HomomorphicError."""
     ring, start = lattice(), number * CIPHERTEXT_BYTES
     if len(data) < start + CIPHERTEXT_BYTES:

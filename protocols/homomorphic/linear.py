@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..channel import Buffer
 from .lattice import (
     ALL_PRIMES,
     CIPHERTEXT_BYTES,
@@ -102,18 +103,19 @@ def _noise(block: ColumnBlock, inner: int, width: int) -> int:
 
 
 class LinearServer:
-    """The party that knows W, int64 [inner, columns] or a batch [batch, inner, columns]."""
+    """The party that knows W, int64 of this shape. Holds no copy of it."""
 
-    def __init__(self, key: LatticeKey, weights: Tensor, width: int = 8) -> None:
-        self.key, self.width = key, width
-        self.weights = _whole_shape(weights, "weights")
-        self._batched = weights.dim() == 3
-        for block in blocks(self.weights.shape[2]):
-            flood_bits(1 << 8 * width, _noise(block, self.weights.shape[1], width))
+    def __init__(self, key: LatticeKey, shape: Shape, width: int = 8) -> None:
+        self.key, self.shape, self.width = key, shape, width
+        for block in blocks(shape[2]):
+            flood_bits(1 << 8 * width, _noise(block, shape[1], width))
 
-    def setup(self) -> bytes:
+    def setup(self, weights: Tensor) -> bytes:
         """W encrypted, for LinearClient: the first number of linear_cost."""
-        rows, ring = self.weights.flatten(0, 1).numpy().view(np.uint64) & _mask(self.width), lattice()
+        weights, ring = _whole_shape(weights, "weights"), lattice()
+        if weights.shape != self.shape:
+            raise HomomorphicError(f"weights {list(weights.shape)}: are declared as {list(self.shape)}")
+        rows = weights.flatten(0, 1).numpy().view(np.uint64) & _mask(self.width)
         parts = []
         for block in blocks(rows.shape[1]):
             for start in range(0, len(rows), block.group):
@@ -123,10 +125,10 @@ class LinearServer:
                 parts.append(self.key.encrypted(scaled(message.reshape(-1), 1 << 8 * self.width, ring.primes)))
         return b"".join(parts)
 
-    def shares(self, data: bytes, rows: int) -> Tensor:
-        """C0 of a reply to A with so many rows, int64 [rows, columns] or [batch, rows, columns]; bits above `width`
-        bytes are 0. Errors: HomomorphicError."""
-        batch, inner, columns = self.weights.shape
+    def shares(self, data: Buffer, rows: int) -> Tensor:
+        """C0 of a reply to A with so many rows, int64 [batch, rows, columns]; bits above `width` bytes are 0. Errors:
+        HomomorphicError."""
+        batch, inner, columns = self.shape
         expected = linear_cost(batch, rows, inner, columns, self.width)[1]
         if len(data) != expected:
             raise HomomorphicError(f"reply: {len(data)} bytes instead of {expected}; both need one program")
@@ -139,8 +141,7 @@ class LinearServer:
                 part = out[lines.start : lines.stop, block.start : block.start + block.count]
                 part[:] = numbers.reshape(block.count, len(lines)).T
                 at += size
-        shares = torch.from_numpy(out.view(np.int64))
-        return shares.view(batch, rows, columns) if self._batched else shares
+        return torch.from_numpy(out.view(np.int64)).view(batch, rows, columns)
 
 
 class LinearClient:
@@ -150,7 +151,7 @@ class LinearClient:
     Errors: HomomorphicError for a set-up that is none.
     """
 
-    def __init__(self, public: LatticePublic, setup: bytes, shape: Shape, width: int = 8) -> None:
+    def __init__(self, public: LatticePublic, setup: Buffer, shape: Shape, width: int = 8) -> None:
         self.public, self.shape, self.width = public, shape, width
         batch, inner, columns = shape
         expected = linear_cost(batch, 1, inner, columns, width)[0]

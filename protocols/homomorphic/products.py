@@ -1,13 +1,15 @@
-"""Shares of a * b, elementwise modulo 2^(8 width), of additively shared values: both cross terms in one exchange.
+"""Shares of sums of products, elementwise modulo 2^(8 width), of one party's numbers by the other's.
 
-    Alice -> Bob    her shares a0, b0, encrypted under her key
-    Bob -> Alice    a0 b1 + b0 a1 + mask, encrypted, flooded (replies.py)
-    shares          Alice: a0 b0 + what she decrypts      Bob: r, which he chose
+    Alice -> Bob    her numbers x and y, encrypted under her key
+    Bob -> Alice    x x' + y y' + mask, encrypted, flooded (replies.py)
+    shares          Alice: what she decrypts      Bob: r, which he chose
+
+One term, or two: both cross terms of a product of shared numbers.
 
 Values are slots of polynomials modulo primes t (SEAL's BatchEncoder), so numbers are exact integers by their residues,
-not modulo 2^64: the mask must hide them as integers. Shares are taken as signed, so the cross terms z are at most
-2^(16 width - 1); the mask is uniform over 2^(16 width + 63) numbers but for its low bits, which r and Bob's own product
-fix and which are uniform if r is. The sum z + mask stays below the product of the primes, and its statistical
+not modulo 2^64: the mask must hide them as integers. Shares are taken as signed, so the sum z of both terms is at most
+2^(16 width - 1); the mask is uniform over 2^(16 width + 63) numbers but for its low bits, which r fixes and which are
+uniform if r is. The sum z + mask stays below the product of the primes, and its statistical
 distance from one that does not depend on z is 2^-64 a number at most: 2^-40 over 2^24 numbers, as of the flooding.
 
 Who learns what. *Bob* sees ciphertexts: nothing, if ring-LWE is hard. *Alice* sees a uniform share, and noise and high
@@ -25,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..channel import Buffer
 from . import lattice as lattices
 from .lattice import (
     CIPHERTEXT_BYTES,
@@ -88,11 +91,11 @@ def slots(width: int) -> tuple[Slots, ...]:
     return tuple(out)
 
 
-def product_cost(count: int, width: int = 8) -> tuple[int, int]:
-    """Bytes of a request and of a reply for so many products."""
+def product_cost(count: int, terms: int = 2, width: int = 8) -> tuple[int, int]:
+    """Bytes of a request and of a reply for so many sums of one or two terms."""
     full = -(-count // DEGREE)
     return (
-        full * len(slots(width)) * 2 * CIPHERTEXT_BYTES,
+        full * len(slots(width)) * terms * CIPHERTEXT_BYTES,
         full * sum(reply_bytes(one.prime, DEGREE) for one in slots(width)),
     )
 
@@ -102,39 +105,37 @@ class ProductAlice:
 
     def __init__(self, key: LatticeKey, width: int = 8) -> None:
         self.key, self.width = key, width
-        self._own: Tensor | None = None
+        self._count: int | None = None
 
-    def request(self, a: Tensor, b: Tensor) -> bytes:
-        """Her shares, int64 of one shape, encrypted: the first number of product_cost."""
-        left, right = _blocks(a, self.width), _blocks(b, self.width)
-        if a.shape != b.shape:
-            raise HomomorphicError(f"shares of shapes {list(a.shape)} and {list(b.shape)}: give equal ones")
-        self._own, parts, ring = a * b, [], lattice()
-        for pair in zip(left, right, strict=True):
+    def request(self, numbers: Tensor) -> bytes:
+        """Her numbers, int64 [terms, count], encrypted: the first number of product_cost."""
+        terms, ring = _terms(numbers, self.width), lattice()
+        self._count, parts = numbers.shape[1], []
+        for block in zip(*terms, strict=True):
             for one in slots(self.width):
-                for values in pair:
+                for values in block:
                     message = one.encode(reduced_signed(values, [one.prime])[0])
                     parts.append(self.key.encrypted(scaled(message, one.prime, ring.primes)))
         return b"".join(parts)
 
-    def share(self, data: bytes) -> Tensor:
-        """Her share of the products, int64; bits above `width` bytes are 0. Errors: HomomorphicError."""
-        if self._own is None:
+    def share(self, data: Buffer) -> Tensor:
+        """Her share of the sums, int64 [count]; bits above `width` bytes are 0. Errors: HomomorphicError."""
+        if self._count is None:
             raise HomomorphicError("a reply without a request, or a second one; make a request for each")
-        own, self._own, width = self._own, None, self.width
-        expected = product_cost(own.numel(), width)[1]
+        count, self._count, width = self._count, None, self.width
+        expected = product_cost(count, width=width)[1]
         if len(data) != expected:
             raise HomomorphicError(f"reply: {len(data)} bytes instead of {expected}; both need one program")
         view, at, rows = memoryview(data), 0, []
-        for _ in range(-(-own.numel() // DEGREE)):
+        for _ in range(-(-count // DEGREE)):
             residues = []
             for one in slots(width):
                 size = reply_bytes(one.prime, DEGREE)
                 residues.append(one.decode(opened(self.key, view[at : at + size], one.prime)))
                 at += size
             rows.append(_joined(residues, [one.prime for one in slots(width)]))
-        crossed = np.concatenate(rows)[: own.numel()] if rows else np.zeros(0, dtype=np.uint64)
-        return (own + torch.from_numpy(crossed.view(np.int64)).view(own.shape)) & _low_bits(width)
+        sums = np.concatenate(rows)[:count] if rows else np.zeros(0, dtype=np.uint64)
+        return torch.from_numpy(sums.view(np.int64)) & _low_bits(width)
 
 
 class ProductBob:
@@ -143,31 +144,33 @@ class ProductBob:
     def __init__(self, public: LatticePublic, width: int = 8) -> None:
         self.public, self.width = public, width
 
-    def reply(self, request: bytes, a: Tensor, b: Tensor, r: Tensor) -> bytes:
-        """The second number of product_cost. His shares a, b, and his share r of the products, uniform and used once;
-        int64 of one shape. Errors: HomomorphicError."""
-        width, expected = self.width, product_cost(a.numel(), self.width)[0]
-        if not a.shape == b.shape == r.shape:
-            raise HomomorphicError(f"shares {list(a.shape)}, {list(b.shape)}, {list(r.shape)}: give equal shapes")
+    def reply(self, request: Buffer, numbers: Tensor, r: Tensor) -> bytes:
+        """The second number of product_cost. His numbers [terms, count], and his share r [count] of the sums, uniform
+        and used once; int64. Errors: HomomorphicError."""
+        width, terms = self.width, _terms(numbers, self.width)
+        expected = product_cost(numbers.shape[1], len(terms), width)[0]
+        if r.shape != numbers.shape[1:]:
+            raise HomomorphicError(f"numbers {list(numbers.shape)}, shares {list(r.shape)}: give a share for each sum")
         if len(request) != expected:
             raise HomomorphicError(f"request: {len(request)} bytes instead of {expected}; both need one program")
-        low = _blocks(a * b - r, 8)  # of the mask; the shift is 0 modulo 2^(8 width)
-        parts, number, view = [], 0, memoryview(request)
-        for left, right, fixed in zip(_blocks(a, width), _blocks(b, width), low, strict=True):
+        low = _blocks(-r, 8)  # of the mask; the shift is 0 modulo 2^(8 width)
+        parts, at, view = [], 0, memoryview(request)
+        for *block, fixed in zip(*terms, low, strict=True):
             high = random_words(DEGREE), random_words(DEGREE) >> np.uint64(64 - (8 * width - 1))
             words = fixed.view(np.uint64) & np.uint64((1 << 8 * width) - 1), *high
             for one in slots(width):
-                sealed = [unsealed(view, number + i, "request") for i in range(2)]
-                number += 2
-                parts.append(self._reply(one, sealed, (right, left), _mask_slots(one.prime, words, width)))
+                sealed = [unsealed(view, at + i, "request") for i in range(len(block))]
+                at += len(block)
+                parts.append(self._reply(one, sealed, block, _mask_slots(one.prime, words, width)))
         return b"".join(parts)
 
-    def _reply(self, one: Slots, sealed: list[Words], factors: tuple[NDArray[np.int64], ...], mask: Words) -> bytes:
-        """Two ciphertexts times a factor each, and the mask's slots."""
+    def _reply(self, one: Slots, sealed: list[Words], factors: list[NDArray[np.int64]], mask: Words) -> bytes:
+        """Ciphertexts times a factor each, and the mask's slots."""
         ring, prime = lattice(), one.prime
         coefficients = np.stack([one.encode(reduced_signed(x, [prime])[0]) for x in factors]).view(np.int64)
         centred = np.where(coefficients > prime // 2, coefficients - prime, coefficients)
-        pair = ring.transformed(reduced_signed(centred, ring.primes).transpose(1, 0, 2), ring.first)
+        residues = reduced_signed(centred, ring.primes).transpose(1, 0, 2)
+        pair = ring.transformed(residues[[0, -1]], ring.first)[: len(sealed)]
         total = None
         for values, factor in zip(sealed, pair, strict=True):
             if not factor.any():
@@ -221,10 +224,15 @@ def _low_bits(width: int) -> int:
     return -1 if width == 8 else (1 << 8 * width) - 1
 
 
+def _terms(numbers: Tensor, width: int) -> list[list[NDArray[np.int64]]]:
+    """Of one or two terms, the blocks of each. Errors: HomomorphicError."""
+    if numbers.dtype is not torch.int64 or numbers.dim() != 2 or len(numbers) not in (1, 2):
+        raise HomomorphicError(f"numbers: {numbers.dtype} {list(numbers.shape)}; give int64 [1 or 2, count]")
+    return [_blocks(term, width) for term in numbers]
+
+
 def _blocks(x: Tensor, width: int) -> list[NDArray[np.int64]]:
-    """The low bytes as signed numbers, DEGREE at a time, filled up with zeros. Errors: HomomorphicError."""
-    if x.dtype is not torch.int64:
-        raise HomomorphicError(f"shares of {x.dtype}: give int64")
+    """The low bytes as signed numbers, DEGREE at a time, filled up with zeros."""
     shift = 64 - 8 * width
     flat = (x << shift >> shift).reshape(-1).numpy()
     padded = np.zeros(-(-len(flat) // DEGREE) * DEGREE, dtype=np.int64)

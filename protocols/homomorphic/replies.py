@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..channel import Buffer
 from .lattice import (
     DATA_PRIMES,
     DEGREE,
@@ -92,14 +93,14 @@ def reply(
 
 
 def opened(
-    key: LatticeKey, data: bytes | memoryview, modulus: int, places: Words | slice = slice(None), count: int = DEGREE
+    key: LatticeKey, data: Buffer, modulus: int, places: Words | slice = slice(None), count: int = DEGREE
 ) -> Words:
     """The `count` messages of a reply, modulo `modulus`. Any bytes of `reply_bytes` are some reply."""
     return of_fraction(fractions_of(key, data, modulus, places, count), modulus)
 
 
 def fractions_of(
-    key: LatticeKey, data: bytes | memoryview, modulus: int, places: Words | slice = slice(None), count: int = DEGREE
+    key: LatticeKey, data: Buffer, modulus: int, places: Words | slice = slice(None), count: int = DEGREE
 ) -> Words:
     """The same with their noise, as fractions of 2^64: all that the key's holder can see."""
     ring, size = lattice(), sent_bytes(modulus)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..channel import Buffer
+
 Words = NDArray[np.uint64]
 
 _DIGIT, _DIGITS = 14, 6  # a fraction's digits in bits: a residue of 50 bits and a digit fit a word
@@ -82,7 +84,7 @@ def sum_digits(digits: Sequence[Words]) -> Words:
     return total
 
 
-def integers(data: bytes | memoryview, size: int, primes: Sequence[int]) -> Words:
+def integers(data: Buffer, size: int, primes: Sequence[int]) -> Words:
     """Integers of `size` bytes each (at most 15) modulo each prime -> [primes, n]."""
     rows = np.frombuffer(data, dtype=np.uint8).reshape(-1, size)
     pair = np.zeros((len(rows), 16), dtype=np.uint8)
@@ -140,7 +142,7 @@ def to_bytes7(residues: Words) -> bytes:
     return np.ascontiguousarray(residues).reshape(-1, 1).view(np.uint8)[:, :7].tobytes()
 
 
-def from_bytes7(data: bytes | memoryview, shape: tuple[int, ...]) -> Words:
+def from_bytes7(data: Buffer, shape: tuple[int, ...]) -> Words:
     words = np.zeros((len(data) // 7, 8), dtype=np.uint8)
     words[:, :7] = np.frombuffer(data, dtype=np.uint8).reshape(-1, 7)
     return words.view(np.uint64).reshape(shape)

@@ -1,7 +1,8 @@
 """What the two parties do for each recipe: from shares of what it reads to the server's correction.
 
-    PrivateProduct     one crossed product; of a weight the client's share is chosen, so nothing else is sent
-    MaskProduct        two crossed products, of a square one; MaskMatrixProduct likewise
+    PrivateProduct     one crossed product; the client's share is chosen, so nothing else is sent
+    MaskProduct        two crossed products in one, of a square one; likewise
+    MaskMatrixProduct  two crossed products
     Power              products of powers, which several recipes share
     WrappedPower       two powers; low zero bits of a sum leave a carry where a party's own are not zero, which it knows
     BitsAbove, TopBit  the carries of the mask's shares (steps.py), which both read; a bit as a number
@@ -72,13 +73,13 @@ def _evaluation(recipe: Recipe) -> Callable[[Pair, Any, Derivation], Step]:
 def _private_product(pair: Pair, recipe: PrivateProduct, job: Derivation) -> Step:
     servers = recipe.servers
     if recipe.ring is not None:
-        known = torch.empty(0) if servers is None else servers
-        share = yield from pair.crossed("linear", recipe.clients, known, job.width, job.share)
+        known = torch.zeros((), dtype=torch.int64).expand(recipe.weight_shape) if servers is None else servers
+        share = yield from pair.crossed("linear", recipe.clients, known, job.width, job.share, recipe.weight)
         return share if pair.leader else None
-    clients = recipe.clients.expand(job.shape)
+    clients = recipe.clients.expand(job.shape)[None]
     known = torch.zeros((), dtype=torch.int64) if servers is None else servers
-    share = yield from pair.crossed("product", clients, known.expand(job.shape), job.width)
-    return (yield from pair.settled(share, job.width, job.share))
+    share = yield from pair.crossed("product", clients, known.expand(job.shape)[None], job.width, job.share)
+    return share if pair.leader else None
 
 
 def _mask_product(pair: Pair, recipe: MaskProduct, job: Derivation) -> Step:
@@ -87,8 +88,8 @@ def _mask_product(pair: Pair, recipe: MaskProduct, job: Derivation) -> Step:
         right = left
     else:
         left, right = left.expand(job.shape), right.expand(job.shape)
-    share = yield from pair.times(left, right, job.width)
-    return (yield from pair.settled(share, job.width, job.share))
+    share = yield from pair.times(left, right, job.width, job.share)
+    return share if pair.leader else None
 
 
 def _matrix_product(pair: Pair, recipe: MaskMatrixProduct, job: Derivation) -> Step:

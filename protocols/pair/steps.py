@@ -109,19 +109,22 @@ class Pair:
         yield [Swap(mine ^ share, None, width)]
         return None
 
-    def crossed(self, kind: str, clients: Tensor, servers: Tensor, width: int, chosen: Tensor | None = None) -> One:
+    def crossed(
+        self, kind: str, clients: Tensor, servers: Tensor, width: int, chosen: Tensor | None = None, name: str = ""
+    ) -> One:
         """This party's share of the client's value times the server's: `clients`, `servers` are what it has of each,
-        of the other's but the shape."""
+        of the other's but the shape. `chosen`, `name`: as of `Crossed`."""
         mine, theirs = (servers, clients) if self.leader else (clients, servers)
-        (share,) = yield [Crossed(None, None, width, kind=kind, mine=mine, theirs=tuple(theirs.shape), chosen=chosen)]
+        shape = tuple(theirs.shape)
+        (share,) = yield [Crossed(None, None, width, kind=kind, mine=mine, theirs=shape, chosen=chosen, name=name)]
         return share
 
-    def times(self, x: Tensor, y: Tensor, width: int) -> One:
-        """x y elementwise, of additive shares of one shape."""
+    def times(self, x: Tensor, y: Tensor, width: int, chosen: Tensor | None = None) -> One:
+        """x y elementwise, of additive shares of one shape. `chosen`: the share that the client will have."""
+        own = x * y
         if x is y:
-            share = yield from self.crossed("product", x, x, width)
-            return x * x + 2 * share
-        ways = (x, y), (y, x)
-        mine = [pair[1] if self.leader else pair[0] for pair in ways]
-        shares = yield [Crossed(None, None, width, mine=one, theirs=tuple(one.shape)) for one in mine]
-        return x * y + shares[0] + shares[1]
+            clients, servers = 2 * x[None], x[None]
+        else:
+            clients, servers = torch.stack([x, y]), torch.stack([y, x])
+        share = yield from self.crossed("product", clients, servers, width, None if chosen is None else chosen - own)
+        return own + share

@@ -48,16 +48,18 @@ class ReceivingTransfers(Protocol):
 class Crossed(Swap):
     """A part of a round that needs encryption: shares of the client's `mine` times the server's, modulo 2^(8 width).
 
-    kind    "product": elementwise, of one shape. "matrix": of matrices, batched, the client's on the left; "linear":
-            the same, the server's being a weight
+    kind    "product": elementwise, of one shape [terms, ...], summed over one or two terms. "matrix": of matrices,
+            batched, the client's on the left; "linear": the same, the server's being a weight
     theirs  the shape of the other's
-    chosen  at the client, of a "linear": the share that it will have; then nothing comes back
+    chosen  at the client, the share that it will have; None: any
+    name    of the weight: one value in all programs of a session
     """
 
     kind: str = "product"
     mine: Tensor = field(default_factory=lambda: torch.empty(0))
     theirs: tuple[int, ...] = ()
     chosen: Tensor | None = None
+    name: str = ""
 
 
 class TwoPartyProducts(Protocol):

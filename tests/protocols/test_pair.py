@@ -5,20 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
-import torch
 from blindformer.models.program.correlations import Correlations
-from blindformer.models.program.interpreter import interpret
-from blindformer.protocols.beaver.engine import OnlineEngine
-from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.errors import CorrelationError
 from blindformer.protocols.pair.source import PairWire
-from blindformer.protocols.ring import Ring
-from blindformer.protocols.rounds import over_channel
 from blindformer.protocols.streams import Stream, new_seed
 from blindformer.tests.protocols.cases import FEW
-from blindformer.tests.protocols.harness import in_threads
 from blindformer.tests.protocols.ideal import Trusted
-from blindformer.tests.protocols.programs import Case, Data, Draft, case_of, check, hidden
+from blindformer.tests.protocols.pair_parties import asked, dealt, fresh_seeds, made
+from blindformer.tests.protocols.programs import Data, Draft, case_of, check, hidden
 from blindformer.tests.shared.memory import memory_pair
 
 # They read numbers of cells, keys, or functions of a mask, which have no evaluation between two parties yet.
@@ -26,77 +20,19 @@ DEALT = re.compile(r"lookup|exp|fourier|sums_with_public_numbers")
 MADE = [name for name in FEW if not DEALT.match(name)]
 
 
-class Kept:
-    """Corrections as a file: written, and read from the beginning."""
-
-    def __init__(self) -> None:
-        self.content, self.at = bytearray(), 0
-
-    def send(self, data: bytearray) -> None:
-        self.content += data
-
-    def recv(self, size: int) -> bytearray:
-        self.at += size
-        return self.content[self.at - size : self.at]
-
-
-def made(case: Case, seeds: dict[str, bytes]) -> tuple[Kept, int]:
-    """The corrections that the pair makes, and the bytes that both send for them over their channel."""
-    correlations, trusted, kept, ends = (
-        Correlations(case.program),
-        Trusted(),
-        Kept(),
-        memory_pair("server", "client", 20),
-    )
-
-    def party(role: str, end) -> None:
-        leader = role == "server"
-        wire, into = PairWire.over(end, trusted.products(leader)), Corrections(kept, correlations.layout)
-        stream = Stream(seeds[role], "query")
-        correlations.make(trusted.pair(leader), stream, wire, case.weights, into if leader else None)
-
-    in_threads([lambda: party("server", ends[0]), lambda: party("client", ends[1])], ends)
-    return kept
-
-
-def asked(case: Case, seeds: dict[str, bytes], kept: Kept) -> dict[str, torch.Tensor]:
-    """The client's outputs, the online phase being as with a dealer."""
-    correlations, ends, outputs = Correlations(case.program), memory_pair("server", "client", 20), {}
-    nothing = {name: torch.zeros(shape, dtype=torch.int64) for name, shape in case.program.weight_shapes().items()}
-    tapes = {
-        "server": correlations.lead(Stream(seeds["server"], "query"), Corrections(kept, correlations.layout)),
-        "client": correlations.follow(Stream(seeds["client"], "query"), nothing),
-    }
-
-    def party(role: str, end) -> None:
-        own = case.weights if role == "server" else case.client
-        engine = OnlineEngine(role, tapes[role], Ring(), own, case.constants)
-        outputs[role] = interpret(case.program, engine, over_channel(end)).outputs
-
-    in_threads([lambda: party("server", ends[0]), lambda: party("client", ends[1])], ends)
-    return outputs["client"]
-
-
-def fresh_seeds() -> dict[str, bytes]:
-    return {"server": new_seed(), "client": new_seed()}
-
-
 @pytest.mark.parametrize("name", MADE)
 def test_answers_are_right_with_what_the_pair_made(name):
     case, seeds = case_of(name), fresh_seeds()
     if case.inputs:
         pytest.skip("of an owner who takes no part")
-    check(case, asked(case, seeds, made(case, seeds)))
+    check(case, asked(case, seeds, made(case, seeds).kept[0]))
 
 
 def test_the_pair_makes_what_a_dealer_would_send():
     """To the byte, where all bits of the values are read: of the same seeds, and with the weights as their masks."""
     for name in ("linears_that_read_one_value", "product", "less-24", "relu", "matrix_products", "polynomial-1"):
-        case, seeds, dealt = case_of(name), fresh_seeds(), Kept()
-        correlations = Correlations(case.program)
-        streams = [Stream(seeds[role], "query") for role in ("server", "client")]
-        correlations.deal(streams, Corrections(dealt, correlations.layout), case.weights)
-        assert made(case, seeds).content == dealt.content, name
+        case, seeds = case_of(name), fresh_seeds()
+        assert made(case, seeds).kept[0].content == dealt(case, seeds).content, name
 
 
 def test_what_two_parties_cannot_make_is_named_and_nothing_is_sent():

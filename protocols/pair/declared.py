@@ -1,0 +1,108 @@
+"""What a program's corrections cost two parties: bytes by kind, and rounds, known before anything is sent.
+
+A walk of the server's with transfers, products and messages that are all zeros: shapes alone say what travels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..beaver.source import Source
+from ..homomorphic.lattice import PUBLIC_BYTES
+from ..oblivious.softspoken import DEPTH, cost, setup_cost
+from ..rounds import Swap
+from ..streams import Stream, new_seed
+from .crossed_products import Cut, KeptWeights
+from .source import PairWire, make_corrections
+from .steps import Pair
+from .transfers import WORD, Crossed, TransferPool
+
+
+@dataclass
+class Traffic:
+    """Payload in bytes."""
+
+    to_client: int = 0
+    to_server: int = 0
+
+    def add(self, to_client: int, to_server: int) -> None:
+        self.to_client += to_client
+        self.to_server += to_server
+
+
+@dataclass
+class PairCost:
+    """Of corrections. `traffic`: by kind; "weights": once a session. `rounds`: of the walks."""
+
+    rounds: int = 0
+    traffic: dict[str, Traffic] = field(default_factory=dict)
+
+    def add(self, kind: str, to_client: int, to_server: int) -> None:
+        self.traffic.setdefault(kind, Traffic()).add(to_client, to_server)
+
+    @property
+    def total(self) -> Traffic:
+        total = Traffic()
+        for one in self.traffic.values():
+            total.add(one.to_client, one.to_server)
+        return total
+
+
+def setup_traffic(depth: int = DEPTH) -> Traffic:
+    """Of a session, once, without its weights."""
+    one = setup_cost(depth)
+    both = one.from_receiver + one.from_sender
+    return Traffic(both + PUBLIC_BYTES, both)
+
+
+def pair_cost(walk: Callable[[Source], object], kept: KeptWeights | None = None, depth: int = DEPTH) -> PairCost:
+    """Of one program. `walk`: as of `make_corrections`, with any weights; `kept`: the weights that the session has set
+    up, to which this adds."""
+    out = PairCost()
+    pool = TransferPool(True, _DeclaredTransfers(out, depth, True), _DeclaredTransfers(out, depth, False))
+
+    def swaps(parts: list[Swap]) -> list[Tensor | None]:
+        out.add("shares", sum(part.send_bytes for part in parts), sum(part.expect_bytes for part in parts))
+        return [None if part.expect is None else torch.zeros(part.expect, dtype=torch.int64) for part in parts]
+
+    wire = PairWire(swaps, _DeclaredProducts(out, {} if kept is None else kept))
+    out.rounds = make_corrections(Pair(True, pool), Stream(new_seed(), "count"), walk, wire)
+    return out
+
+
+@dataclass
+class _DeclaredTransfers:
+    """One direction's, at the server, which sends or receives them."""
+
+    out: PairCost
+    depth: int
+    sends: bool
+
+    def bits(self, count: int) -> tuple[Tensor, Tensor]:
+        return self._counted(count, count // WORD, count // WORD)
+
+    def numbers(self, count: int, width: int) -> tuple[Tensor, Tensor]:
+        return self._counted(count, count if self.sends else count // WORD, count)
+
+    def _counted(self, count: int, *sizes: int) -> tuple[Tensor, Tensor]:
+        from_receiver, from_sender, _ = cost(count, self.depth)
+        both = (from_sender, from_receiver) if self.sends else (from_receiver, from_sender)
+        self.out.add("transfers", *both)
+        first, second = (torch.zeros(size, dtype=torch.int64) for size in sizes)
+        return first, second
+
+
+@dataclass
+class _DeclaredProducts:
+    out: PairCost
+    kept: KeptWeights
+
+    def cross(self, jobs: Sequence[Crossed]) -> list[Tensor]:
+        cut = Cut(True, jobs, self.kept)
+        for piece in cut.pieces():
+            self.out.add(piece.kind, piece.request_bytes, piece.reply_bytes)
+        return cut.shares()
