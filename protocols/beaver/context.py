@@ -88,6 +88,8 @@ class Offline:
         group = self._gathering[layout]
         if self.role == "dealer":
             group.cells.append(recipe.point())
+        elif self.source.evaluates:
+            group.recipes.append(recipe)
         if isinstance(self.source, CountingSource):
             self.source.gathered(group, self.runs * count)
         points = group.add(count)

@@ -161,7 +161,7 @@ class PointKeys:
         layout, rows, hashes = self.layout, self._rows, self._hashes
         for at in range(start, start + count, rows):
             part = slice(at, min(at + rows, start + count))
-            words, nodes = self.words[part], _root(self.roots[part], self.party)[:, None]
+            words, nodes = self.words[part], root_nodes(self.roots[part], self.party)[:, None]
             for level in range(layout.levels):
                 nodes = corrected_children(nodes, hashes.of(nodes, 2, at), words, 2 * level)
             out = into[part] if into is not None else _numbers(layout, len(words))
@@ -195,12 +195,14 @@ class PointGroup:
     label   of the instruction that reads the first, by which roots and keys are drawn
     count   of one run
     cells   at the dealer, by table: [runs * n] cells, and [runs * n, columns] numbers
+    recipes of these, where two parties make the keys
     keys    when all points are there, at a party
     """
 
     def __init__(self, label: str, layout: PointLayout, runs: int) -> None:
         self.label, self.layout, self.runs, self.count = label, layout, runs, 0
         self.cells: list[Point] = []
+        self.recipes: list[PointRecipe] = []
         self.keys: PointKeys | None = None
         self._by_run: dict[int, PointGroup] = {}
 
@@ -278,7 +280,7 @@ def deal_points(
     hashes = [Hashes(keys, len(cell), runs, most) for _ in roots]
     for at in range(0, len(cell), most):
         part = slice(at, at + most)
-        ways = torch.stack([_root(root[part], party) for party, root in enumerate(roots)])
+        ways = torch.stack([root_nodes(root[part], party) for party, root in enumerate(roots)])
         _deal(layout, ways, hashes, (cell[part], numbers[part]), words[part], at)
     return words
 
@@ -304,7 +306,8 @@ def _numbers(layout: PointLayout, count: int) -> Tensor:
     return torch.empty(count, layout.cells, layout.columns, dtype=layout.dtype)
 
 
-def _root(seed: Tensor, party: int) -> Tensor:
+def root_nodes(seed: Tensor, party: int) -> Tensor:
+    """Of roots [n, 2], with the party's bit."""
     return torch.stack([seed[..., 0] & ~3 | party, seed[..., 1]], -1)
 
 

@@ -179,8 +179,8 @@ class DealerSource:
         return out
 
     def points(self, group: PointGroup) -> None:
-        roots = _roots(self.server, group), _roots(self.client, group)
-        words = deal_points(group.layout, roots, _aes_keys(self.server, group), group.points(), group.runs)
+        roots = roots_of(self.server, group), roots_of(self.client, group)
+        words = deal_points(group.layout, roots, aes_keys_of(self.server, group), group.points(), group.runs)
         self.corrections.write(words, 8)
 
 
@@ -227,7 +227,7 @@ class ClientSource(PartyMasks):
         return self.stream.integers(label, shape, width, narrow)
 
     def points(self, group: PointGroup) -> PointKeys:
-        return PointKeys(group.layout, _roots(self.stream, group), 1, runs=group.runs, device=self.device)
+        return PointKeys(group.layout, roots_of(self.stream, group), 1, runs=group.runs, device=self.device)
 
 
 class ServerSource(PartyMasks):
@@ -257,9 +257,9 @@ class ServerSource(PartyMasks):
 
     def points(self, group: PointGroup) -> PointKeys:
         layout, runs = group.layout, group.runs
-        roots = _roots(self.stream, group)
+        roots = roots_of(self.stream, group)
         words = self.corrections.read((runs * group.count, layout.words), 8, device=CPU)
-        keys = PointKeys(layout, roots, 0, words, _aes_keys(self.stream, group), runs, device=self.device)
+        keys = PointKeys(layout, roots, 0, words, aes_keys_of(self.stream, group), runs, device=self.device)
         if self.ahead:
             keys.keep_numbers()
         return keys
@@ -321,9 +321,9 @@ class CountingSource:
 # Trees of keys grow on the processor, which has the cipher.
 
 
-def _roots(stream: Stream, group: PointGroup) -> Tensor:
+def roots_of(stream: Stream, group: PointGroup) -> Tensor:
     return stream.on(CPU).integers(f"{group.label}/root", (group.runs * group.count, 2))
 
 
-def _aes_keys(server: Stream, group: PointGroup) -> Tensor:
+def aes_keys_of(server: Stream, group: PointGroup) -> Tensor:
     return server.on(CPU).integers(f"{group.label}/keys", (group.runs * sets_of(group.count), KEYS, 2))

@@ -8,49 +8,40 @@
     BitsAbove, TopBit  the carries of the mask's shares (steps.py), which both read; a bit as a number
     Divided            the carry alone
     SubsetProducts     products of bits, by size of the subset
-    BlockProducts      rho's bits by carries, once for all that read them, then products; TopBits, CellBits likewise
+    BlockProducts      rho's bits by carries, once for all that read them, then products; TopBits likewise
     BitNumbers         bits as numbers
     Zeros              the client sends minus its share, which both may know: it is for a third
 
-Of a recipe that is not here, nothing is sent: CorrelationError.
+Cells, exponentials and waves: places.py; keys: key_generation.py. Of a recipe that is not here, nothing is sent:
+CorrelationError.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..beaver.bitslice import from_plane, plane_by_run, planes_by_run, to_planes
-from ..beaver.cells import WORD, CellBits
+from ..beaver.bitslice import plane_by_run, to_planes
+from ..beaver.cells import CellBits, ExpNumbers
 from ..beaver.compare import BLOCK, BlockProducts, MaskBits, TopBits, in_blocks
+from ..beaver.fourier import Waves
 from ..beaver.gates import BitNumbers, SubsetProducts
+from ..beaver.lookup import CellNumbers
 from ..beaver.product import Power, WrappedPower
 from ..beaver.recipes import MaskMatrixProduct, MaskProduct, PrivateProduct, Zeros
 from ..beaver.rescale import BitsAbove, TopBit
 from ..beaver.reveal import Divided
 from ..beaver.source import Recipe
-from ..beaver.values import Shape
 from ..errors import CorrelationError
 from ..ring import logical_shift
 from ..rounds import Step, together
 from ..wire import elements
-from .steps import One, Pair
-
-FULL = 8  # bytes of the ring
-
-
-@dataclass(frozen=True)
-class Derivation:
-    """A value to derive. `width`: bytes of an element that matter; `share`: the client's, at the client."""
-
-    recipe: Recipe
-    shape: Shape
-    width: int
-    share: Tensor | None = None
+from .key_generation import KeyWords, key_words
+from .places import FULL, cell_bits, cell_numbers, exp_numbers, mask_waves, negated_bits, powers
+from .steps import Derivation, One, Pair
 
 
 def evaluate(pair: Pair, job: Derivation) -> Step:
@@ -100,32 +91,16 @@ def _matrix_product(pair: Pair, recipe: MaskMatrixProduct, job: Derivation) -> S
     return (yield from pair.settled(share + first + second.mT, job.width, job.share))
 
 
-def _powers(pair: Pair, key: tuple[object, ...], x: Tensor, exponent: int, width: int) -> One:
-    """x^exponent. `key`: of x."""
-    if exponent == 1:
-        return x
-        yield []
-
-    def step() -> One:
-        low = yield from _powers(pair, key, x, exponent // 2, width)
-        high = low
-        if exponent % 2:
-            high = yield from _powers(pair, key, x, exponent - exponent // 2, width)
-        return (yield from pair.times(low, high, width))
-
-    return (yield from pair.once((*key, exponent, width), step))
-
-
 def _power(pair: Pair, recipe: Power, job: Derivation) -> Step:
-    share = yield from _powers(pair, ("power", id(recipe.low)), recipe.low, recipe.exponent, FULL)
+    share = yield from powers(pair, ("power", id(recipe.low)), recipe.low, recipe.exponent, FULL)
     return (yield from pair.settled(share, job.width, job.share))
 
 
 def _wrapped_power(pair: Pair, recipe: WrappedPower, job: Derivation) -> Step:
     low, wrap = recipe.low, recipe.wrap
-    without = yield from _powers(pair, ("power", id(low)), low, recipe.exponent, FULL)
+    without = yield from powers(pair, ("power", id(low)), low, recipe.exponent, FULL)
     key = ("wrapped", id(low), id(wrap.value))
-    whole = yield from _powers(pair, key, low + wrap.value, recipe.exponent, FULL)
+    whole = yield from powers(pair, key, low + wrap.value, recipe.exponent, FULL)
     more = whole - without
     share = logical_shift(more, wrap.zeros)
     if pair.leader:
@@ -179,19 +154,8 @@ def _factors(subsets: list[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], lis
     return [subset[:-1] for subset in subsets], [subset[-1:] for subset in subsets]
 
 
-def _bits(pair: Pair, mask: Tensor, bits: int, drop: int, runs: int) -> One:
-    """Planes of minus a mask, from `drop` to `bits`."""
-
-    def step() -> One:
-        mine = planes_by_run(-mask, bits, 0, runs)
-        carries = yield from pair.carries(mine[:-1])
-        return (mine ^ carries)[drop:]
-
-    return pair.once(("bits", id(mask), bits, drop, runs), step)
-
-
 def _rho(pair: Pair, rho: MaskBits) -> One:
-    return _bits(pair, rho.mask, rho.bits, rho.drop, rho.runs)
+    return negated_bits(pair, rho.mask, rho.bits, rho.drop, rho.runs)
 
 
 def _block_products(pair: Pair, recipe: BlockProducts, job: Derivation) -> Step:
@@ -208,23 +172,6 @@ def _block_products(pair: Pair, recipe: BlockProducts, job: Derivation) -> Step:
 def _top_bits(pair: Pair, recipe: TopBits, job: Derivation) -> Step:
     planes = yield from _rho(pair, recipe.rho)
     return (yield from pair.settled_bits(planes[-1], job.width, job.share))
-
-
-def _cell_bits(pair: Pair, recipe: CellBits, job: Derivation) -> Step:
-    """One plane a cell, of all x; doubled bit by bit of r_H."""
-    mask, at = recipe.rho.mask, recipe.rho.at
-    planes = yield from _bits(pair, mask, at.bits, at.low, 1)
-    cells = planes.new_full((1, planes.shape[1]), -1 if pair.leader else 0)
-    for plane in planes:
-        chosen = plane[None]
-        if len(cells) > 1:
-            chosen = yield from pair.both(cells, plane.expand(cells.shape))
-        cells = torch.cat([cells ^ chosen, chosen])
-    share = mask.new_zeros(mask.numel(), job.shape[-1])
-    for cell in range(at.cells):
-        bit = from_plane(cells[-cell % at.cells], mask.numel())
-        share[:, cell // WORD] |= bit << cell % WORD
-    return (yield from pair.settled_bits(share.view(job.shape), job.width, job.share))
 
 
 def _bit_numbers(pair: Pair, recipe: BitNumbers, job: Derivation) -> Step:
@@ -246,6 +193,10 @@ _EVALUATIONS: dict[type, Callable[[Pair, Any, Derivation], Step]] = {
     SubsetProducts: _subset_products,
     BlockProducts: _block_products,
     TopBits: _top_bits,
-    CellBits: _cell_bits,
     BitNumbers: _bit_numbers,
+    CellBits: cell_bits,
+    CellNumbers: cell_numbers,
+    KeyWords: key_words,
+    ExpNumbers: exp_numbers,
+    Waves: mask_waves,
 }

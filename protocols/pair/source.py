@@ -19,22 +19,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..beaver.gates import BitNumbers
+from ..beaver.lookup import CellPoint
 from ..beaver.point_function import PointGroup
 from ..beaver.rescale import BitsAbove, TopBit
-from ..beaver.source import Corrections, PartyMasks, Recipe, Shape, Source
+from ..beaver.source import Corrections, PartyMasks, Recipe, Shape, Source, aes_keys_of, roots_of
 from ..channel import Frames
-from ..errors import CorrelationError
 from ..ring import sign_extend
 from ..rounds import Graph, Swap, Wire, over_channel, run_rounds
 from ..streams import Stream
-from .evaluations import Derivation, check, evaluate
-from .steps import Pair
+from .evaluations import check, evaluate
+from .key_generation import KeyWords
+from .steps import Derivation, Pair
 from .transfers import Crossed, TwoPartyProducts
 
 FIRST = (BitsAbove, TopBit, BitNumbers)  # recipes of uniform values, whose values others read
@@ -85,7 +86,14 @@ class PairSource(PartyMasks):
         return self.derived(label, shape, recipe, width)
 
     def points(self, group: PointGroup) -> None:
-        raise CorrelationError("CellPoint: two parties alone cannot make keys yet; compile with a plan of no look-ups")
+        number, count = len(self.widths), group.runs * group.count
+        self.widths.append(8)
+        if not self._last:
+            return
+        keys = aes_keys_of(self.stream, group) if self.role == "server" else None
+        points = tuple(cast(CellPoint, recipe) for recipe in group.recipes)
+        recipe = KeyWords(group.layout, points, group.runs, roots_of(self.stream, group), keys)
+        self.jobs[number] = Derivation(recipe, (count, group.layout.words), 8)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,18 @@ numbers    a shared bit b = b0 + b1 (over bits) as a number, the client's share 
            among the client's (j xor b1) + own - s for j = 0 and 1. It sends b0 under the random choice of a transfer,
            and receives both, each under a number of its own: two rounds
 settled    v = v0 + v1 with the client's share s given: it sends v1 - s
+picked     b d, of the server's bit b and the client's number d: of a random transfer of r0 and r1 by b, the client has
+           -r0 and sends d + r0 - r1, which makes r1 to r0 + d: two rounds
+chosen     b v, of a shared bit b = b0 + b1 (over bits) and shares of a number v: each party's d = v_i (1 - 2 b_i) is
+           picked by the other, and has v_i b_i added. Over bits d = v_i. A round for the choices, and one for the
+           numbers (Gilboa, CRYPTO 1999; Asharov and others, CCS 2013)
+shifted    v / 2^k of v = v0 + v1 modulo 2^r that is below 2^(r-1): each party shifts its share, and takes off the wrap,
+           which there is unless both top bits are 0 (Rathee and others, CCS 2020): one picked
 
-Who learns what. Opened wires are masked by random bits of which each party holds one share. The choice that the client
-receives is masked by a bit of the server's. Of two numbers the server learns the chosen one, as the other's mask is
-unknown to it; and that, like v1 - s, is masked by s, the client's key stream for this value alone: it is what the
-dealer's correction would be.
+Who learns what. Opened wires are masked by random bits of which each party holds one share. Choices are masked by a
+random bit of the receiver's, and d by the one of r0 and r1 that it has not. Of two numbers the server learns the chosen
+one, as the other's mask is unknown to it; and that, like v1 - s, is masked by s, the client's key stream for this value
+alone: it is what the dealer's correction would be.
 """
 
 from __future__ import annotations
@@ -23,11 +30,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..beaver.bitslice import from_plane
+from ..beaver.bitslice import from_plane, to_planes
+from ..beaver.values import Shape
+from ..ring import logical_shift, top_bit
 from ..rounds import Step, Swap
+from ..wire import wire_bytes
 from .transfers import Crossed, TransferPool
 
 One = Generator[list[Swap], list[Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """A value to derive. `width`: bytes of an element that matter; `share`: the client's, at the client."""
+
+    recipe: Any
+    shape: Shape
+    width: int
+    share: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """This party's shares of bits [n], and random transfers turned by them, one each way for a bit. `sent` [2, n]: what
+    the other has received where its share is 0, and where it is 1."""
+
+    bits: Tensor
+    sent: Tensor
+    received: Tensor
 
 
 @dataclass
@@ -84,10 +114,8 @@ class Pair:
         masks = self.pool.sent_numbers(words)
         (flips,) = yield [Swap(None, (words,))]
         assert share is not None
-        flipped, mine = from_plane(flips, count).bool(), from_plane(plane, count)
-        rest = (own - share).reshape(-1)
-        masks = masks[:, :count]
-        masks = torch.where(flipped, masks.flip(0), masks)
+        rest, mine = (own - share).reshape(-1), from_plane(plane, count)
+        masks = _turned(masks, flips, count)
         yield [Swap(torch.stack([mine + rest, 1 - mine + rest]) + masks, None, width)]
         return None
 
@@ -109,6 +137,58 @@ class Pair:
         yield [Swap(mine ^ share, None, width)]
         return None
 
+    def picked(self, mine: Tensor, width: int) -> One:
+        """Shares of the server's bits times the client's numbers [n], of which each has `mine`."""
+        count = mine.numel()
+        if self.leader:
+            plane = to_planes(mine, 1)[0]
+            choices, received = self.pool.received_numbers(plane.shape[0])
+            yield [Swap(plane ^ choices, None)]
+            (numbers,) = yield [Swap(None, (count,), width)]
+            return received[:count] + mine * numbers
+        words = (count + 63) // 64
+        sent = self.pool.sent_numbers(words)
+        (flips,) = yield [Swap(None, (words,))]
+        first, second = _turned(sent, flips, count)
+        yield [Swap(mine + first - second, None, width)]
+        return -first
+
+    def number(self, bits: Tensor, width: int) -> One:
+        """Additive shares of bits [n] shared by exclusive or."""
+        share = yield from self.picked(bits if self.leader else 1 - 2 * bits, width)
+        return share if self.leader else share + bits
+
+    def chooser(self, bits: Tensor) -> Generator[list[Swap], list[Any], Chooser]:
+        """Of bits [n] shared by exclusive or: each can then choose once."""
+        plane = to_planes(bits, 1)[0]
+        sent, (choices, received) = self.pool.exchanged_numbers(plane.shape[0])
+        (flips,) = yield [Swap(plane ^ choices, tuple(plane.shape))]
+        return Chooser(bits, _turned(sent, flips, len(bits)), received[: len(bits)])
+
+    def chosen(self, by: Chooser, values: Tensor, width: int = 8, xor: bool = False) -> One:
+        """Shares of bits times values, of shares of both [n]; with `xor`, of values shared by exclusive or."""
+        first, second = by.sent
+        if xor:
+            (theirs,) = yield [Swap(values ^ first ^ second, tuple(values.shape), width)]
+            return -by.bits & (values ^ theirs) ^ first ^ by.received
+        (theirs,) = yield [Swap(values * (1 - 2 * by.bits) + first - second, tuple(values.shape), width)]
+        return by.bits * (values + theirs) - first + by.received
+
+    def times_bits(self, bits: Tensor, values: Tensor, width: int) -> One:
+        """Shares of bits times numbers, both of one shape."""
+        by = yield from self.chooser(bits.reshape(-1))
+        products = yield from self.chosen(by, values.reshape(-1), width)
+        return products.view(values.shape)
+
+    def shifted(self, mine: Tensor, bits: int, ring: int, width: int) -> One:
+        """Shares of v / 2^bits, less than a unit off, of shares modulo 2^ring of v from 0 to 2^(ring - 1)."""
+        share = logical_shift(mine, bits, ring) + (1 if self.leader else 0)  # both round down
+        if size := wire_bytes(8 * width - (ring - bits)):
+            top = top_bit(mine, ring)
+            both = yield from self.picked(top.reshape(-1), size)
+            share = share - (top - both.view(mine.shape) << ring - bits)
+        return share
+
     def crossed(
         self, kind: str, clients: Tensor, servers: Tensor, width: int, chosen: Tensor | None = None, name: str = ""
     ) -> One:
@@ -128,3 +208,9 @@ class Pair:
             clients, servers = torch.stack([x, y]), torch.stack([y, x])
         share = yield from self.crossed("product", clients, servers, width, None if chosen is None else chosen - own)
         return own + share
+
+
+def _turned(sent: Tensor, flips: Tensor, count: int) -> Tensor:
+    """The numbers of random transfers [2, n], changed round where the receiver's choice was another than it wants."""
+    sent = sent[:, :count]
+    return torch.where(from_plane(flips, count).bool(), sent.flip(0), sent)

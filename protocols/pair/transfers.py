@@ -85,7 +85,8 @@ class TransferPool:
         """`leader`: the server, whose sending comes first."""
         self._leader, self._sending, self._receiving = leader, sending, receiving
         self._bits = torch.empty(3, 0, dtype=torch.int64)
-        self._numbers = torch.empty(2, 0, dtype=torch.int64)
+        self._sent = torch.empty(2, 0, dtype=torch.int64)
+        self._received = torch.empty(0, dtype=torch.int64)
         self._choices = torch.empty(0, dtype=torch.int64)
 
     def triples(self, shape: tuple[int, ...]) -> Triples:
@@ -105,19 +106,27 @@ class TransferPool:
         return torch.stack([mine, choice, first ^ chosen ^ mine & choice])
 
     def sent_numbers(self, words: int) -> Tensor:
-        """At the client: pairs of numbers [2, 64 words]."""
-        if (missing := WORD * words - self._numbers.shape[1]) > 0:
+        """Pairs of numbers [2, 64 words], of which the other receives one."""
+        if (missing := WORD * words - self._sent.shape[1]) > 0:
             more = self._sending.numbers(max(missing, WORD * BATCH_WORDS), 8)
-            self._numbers = torch.cat([self._numbers, torch.stack(more)], 1)
-        taken, self._numbers = self._numbers[:, : WORD * words], self._numbers[:, WORD * words :]
+            self._sent = torch.cat([self._sent, torch.stack(more)], 1)
+        taken, self._sent = self._sent[:, : WORD * words], self._sent[:, WORD * words :]
         return taken
 
     def received_numbers(self, words: int) -> tuple[Tensor, Tensor]:
-        """At the server: choices as a plane [words], and the number that was chosen of each pair [64 words]."""
+        """Choices as a plane [words], and the number that was chosen of each pair [64 words]."""
         if (missing := words - self._choices.shape[0]) > 0:
             choices, more = self._receiving.numbers(WORD * max(missing, BATCH_WORDS), 8)
             self._choices = torch.cat([self._choices, choices])
-            self._numbers = torch.cat([self._numbers, more.expand(2, -1)], 1)
+            self._received = torch.cat([self._received, more])
         choices, self._choices = self._choices[:words], self._choices[words:]
-        taken, self._numbers = self._numbers[0, : WORD * words], self._numbers[:, WORD * words :]
+        taken, self._received = self._received[: WORD * words], self._received[WORD * words :]
         return choices, taken
+
+    def exchanged_numbers(self, words: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """As many of both directions, at both parties: what is sent, and what is received."""
+        if self._leader:
+            sent = self.sent_numbers(words)
+            return sent, self.received_numbers(words)
+        received = self.received_numbers(words)
+        return self.sent_numbers(words), received

@@ -9,6 +9,7 @@ import torch
 from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.interpreter import interpret
 from blindformer.protocols.beaver.engine import OnlineEngine
+from blindformer.protocols.beaver.point_function import pack_keys, take_keys
 from blindformer.protocols.beaver.source import Corrections
 from blindformer.protocols.channel import Channel, Meter
 from blindformer.protocols.pair.source import PairWire
@@ -93,6 +94,7 @@ def asked(case: Case, seeds: dict[str, bytes], kept: Kept, number: int = 0) -> d
         "server": correlations.lead(Stream(seeds["server"], f"query {number}"), Corrections(kept, correlations.layout)),
         "client": correlations.follow(Stream(seeds["client"], f"query {number}"), nothing),
     }
+    take_keys(tapes["client"], pack_keys(tapes["server"]))
 
     def party(role: str, end: MemoryChannel) -> None:
         own = case.weights if role == "server" else case.client

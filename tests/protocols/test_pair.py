@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
-from blindformer.models.program.correlations import Correlations
+import torch
+from blindformer.models.program.program import Program
+from blindformer.protocols.beaver.cells import ExpNumbers
+from blindformer.protocols.beaver.fourier import Waves
+from blindformer.protocols.beaver.lookup import MaskPlace, Place
+from blindformer.protocols.beaver.reveal import Divided
+from blindformer.protocols.beaver.source import Recipe
 from blindformer.protocols.errors import CorrelationError
-from blindformer.protocols.pair.source import PairWire
+from blindformer.protocols.pair.evaluations import evaluate
+from blindformer.protocols.pair.source import PairSource, PairWire
+from blindformer.protocols.pair.steps import Derivation
+from blindformer.protocols.ring import sign_extend
+from blindformer.protocols.rounds import ALONE, run_rounds
 from blindformer.protocols.streams import Stream, new_seed
 from blindformer.tests.protocols.cases import FEW
+from blindformer.tests.protocols.harness import in_threads
 from blindformer.tests.protocols.ideal import Trusted
 from blindformer.tests.protocols.pair_parties import asked, dealt, fresh_seeds, made
-from blindformer.tests.protocols.programs import Data, Draft, case_of, check, hidden
+from blindformer.tests.protocols.programs import SOURCES, Case, Data, Draft, case_of, check, hidden
 from blindformer.tests.shared.memory import memory_pair
 
-# They read numbers of cells, keys, or functions of a mask, which have no evaluation between two parties yet.
-DEALT = re.compile(r"lookup|exp|fourier|sums_with_public_numbers")
-MADE = [name for name in FEW if not DEALT.match(name)]
 
-
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", FEW)
 def test_answers_are_right_with_what_the_pair_made(name):
     case, seeds = case_of(name), fresh_seeds()
     if case.inputs:
@@ -30,17 +38,97 @@ def test_answers_are_right_with_what_the_pair_made(name):
 
 def test_the_pair_makes_what_a_dealer_would_send():
     """To the byte, where all bits of the values are read: of the same seeds, and with the weights as their masks."""
-    for name in ("linears_that_read_one_value", "product", "less-24", "relu", "matrix_products", "polynomial-1"):
+    names = ("linears_that_read_one_value", "product", "less-24", "relu", "matrix_products", "polynomial-1")
+    for name in (*names, "reached-(12, 6, 20)"):
         case, seeds = case_of(name), fresh_seeds()
         assert made(case, seeds).kept[0].content == dealt(case, seeds).content, name
 
 
-def test_what_two_parties_cannot_make_is_named_and_nothing_is_sent():
+@pytest.mark.parametrize("drop", [0, 3])
+@pytest.mark.parametrize(
+    ("cells", "columns", "width"), [(64, 4, 64), (512, 4, 64), (256, 1, 32), (64, 1, 24), (8, 4, 64)]
+)
+def test_tables_are_read_by_the_keys_and_numbers_that_a_dealer_would_make(cells, columns, width, drop):
+    """Two tables at one place, and a third, whose points are in one group."""
     d, data = Draft(), Data(1)
-    d("lookup", hidden(d, data, 3, 5), d.constant(data.ints(8, 2, bits=18)), start=-5, bits=12, low=9, drop=3)
-    correlations = Correlations(d.case().program)
-    server, _ = memory_pair("server", "client", 1)
-    wire = PairWire.over(server, Trusted().products(True))
-    with pytest.raises(CorrelationError, match="CellNumbers: two parties alone cannot make it yet"):
-        correlations.make(Trusted().pair(True), Stream(new_seed(), "query"), wire, d.case().weights)
-    assert server.meter.sent == 0
+    low = 12 if columns > 1 or drop else 0
+    place = {"start": -5, "bits": low + cells.bit_length() - 1, "low": low, "drop": drop if columns > 1 else low}
+    for count, tables in ((70, 2), (5, 1)):
+        x = hidden(d, data, count, bits=place["bits"])
+        for _ in range(tables):
+            d("lookup", x, d.constant(data.ints(cells, columns, bits=12)), width=width, **place)
+    case, seeds = d.case(), fresh_seeds()
+    kept = made(case, seeds).kept[0]
+    assert kept.content == dealt(case, seeds).content
+    check(case, asked(case, seeds, kept))
+
+
+def derived(shares: dict[str, Recipe], shape: tuple[int, ...], width: int) -> torch.Tensor:
+    """What both make of a recipe: the server's correction and the client's share together."""
+    trusted, ends, results = Trusted(), memory_pair("server", "client", 20), {}
+    share = Stream(new_seed(), "share").integers("share", shape, width)
+
+    def party(role: str, end) -> None:
+        wire, pair = PairWire.over(end, trusted.products(role == "server")), trusted.pair(role == "server")
+        job = Derivation(shares[role], shape, width, share if role == "client" else None)
+        run_rounds(ALONE, lambda _: evaluate(pair, job), lambda _, result: results.update({role: result}), wire)
+
+    in_threads([lambda: party("server", ends[0]), lambda: party("client", ends[1])], ends)
+    assert results["client"] is None
+    return sign_extend(results["server"] + share, 8 * width)
+
+
+MASK = torch.cat([Data(3).words(1000), torch.tensor([0, 1, -1, 1 << 18, -(1 << 18), 1 << 19, -(1 << 19)])])
+
+
+def of_shares(recipe: Callable[[torch.Tensor, torch.Tensor], Recipe]) -> tuple[Recipe, dict[str, Recipe]]:
+    """A recipe of a mask and of bits: in the clear, and by party."""
+    bits, stream = Data(4).words(2, 16), Stream(new_seed(), "mask")
+    mask, planes = stream.integers("mask", MASK.shape), stream.integers("bits", bits.shape)
+    return recipe(MASK, bits), {"client": recipe(mask, planes), "server": recipe(MASK - mask, bits ^ planes)}
+
+
+@pytest.mark.parametrize(("rate", "low"), [(8.0, 18), (8.0, 19), (16.0, 20)])
+def test_an_exponential_is_off_by_a_unit_and_by_little_of_itself(rate, low):
+    at = Place(0, low + 3, low)
+    recipe, shares = of_shares(lambda mask, bits: ExpNumbers(MaskPlace(mask, at), bits, rate, 29, 1))
+    want = recipe.value()
+    assert bool(((derived(shares, tuple(want.shape), 7) - want).abs() <= 2 + (want >> 20)).all())
+
+
+@pytest.mark.parametrize(("fraction", "width", "periods"), [(12, 4, 3), (16, 5, 1), (18, 8, 3), (28, 8, 1)])
+def test_a_wave_is_off_by_little_more_than_a_unit(fraction, width, periods):
+    recipe, shares = of_shares(lambda mask, bits: Waves(mask, 21, periods, 5, fraction))
+    want = recipe.value()
+    assert int((derived(shares, tuple(want.shape), width) - want).abs().max()) <= 2
+
+
+@pytest.mark.parametrize(("bits", "ring"), [(5, 29), (16, 40), (12, 64)])
+def test_a_divided_mask_is_exact_in_the_bits_that_are_read(bits, ring):
+    recipe, shares = of_shares(lambda mask, planes: Divided(mask, bits, ring))
+    width = -(-(ring - bits) // 8)
+    error = derived(shares, tuple(MASK.shape), width) - recipe.value()
+    assert not bool((error & (1 << ring - bits) - 1).any())
+
+
+def test_an_answer_is_rounded():
+    d = Draft()
+    x = hidden(d, Data(2), 40, bits=30)
+    whole = d.values[x]
+    out = d._emit("reveal", (x,), whole >> 12, 24, {"to": "client", "bits": 12, "ring": 36})
+    program = Program(instructions=tuple(d.instructions), outputs={"answer": out})
+    case, seeds = Case(program, *(d.tensors[kind] for kind in SOURCES)), fresh_seeds()
+    answer = sign_extend(asked(case, seeds, made(case, seeds).kept[0])["answer"], 24)
+    assert bool(((answer << 12) - whole).abs().le(1 << 12).all())
+
+
+@dataclass(frozen=True)
+class Unknown:
+    def value(self) -> torch.Tensor:
+        raise AssertionError("two parties alone have no values")
+
+
+def test_what_two_parties_cannot_make_is_named_before_anything_is_sent():
+    source = PairSource(True, Stream(new_seed(), "query"), False, {})
+    with pytest.raises(CorrelationError, match="Unknown: two parties alone cannot make it yet"):
+        source.derived("1", (3,), Unknown())
