@@ -6,7 +6,7 @@ key, and the client sends a reply, products less the share that it chooses.
     linear     a weight travels once a session, by its name, and is kept; then rows of products are replies alone
     matrix     the server's matrices are the request; some matrices of a batch a piece
     product    elementwise products of all jobs, the widest first, a polynomial's slots a piece; a piece is as wide as
-               its widest
+               its widest job, and the client's shares of others get random bytes above their own
 
 Both parties work at once: while the client replies to a piece the server encrypts the next one.
 
@@ -222,7 +222,7 @@ class Cut:
             return
         jobs = [self._jobs[number] for number in order]
         numbers = torch.cat([_two_terms(job.mine.flatten(1)) for job in jobs], 1)
-        shares = torch.cat([self._shares[number].reshape(-1) for number in order])
+        shares = torch.cat([self._masks(number).reshape(-1) for number in order])
         sizes = [self._shares[number].numel() for number in order]
         ends = torch.tensor(sizes).cumsum(0)
         for start in range(0, len(shares), DEGREE):
@@ -236,6 +236,13 @@ class Cut:
                 self._shares[number] = share.view(self._shares[number].shape)
 
         self._joined.append(join)
+
+    def _masks(self, number: int) -> Tensor:
+        """The share of an elementwise product, with random bytes above those that the job has chosen."""
+        share, bits = self._shares[number], 8 * self._jobs[number].width
+        if self._leader or bits == 64:
+            return share
+        return share & (1 << bits) - 1 | random_share(tuple(share.shape)) << bits
 
 
 class EncryptedProducts:
@@ -289,6 +296,7 @@ def random_share(shape: tuple[int, ...]) -> Tensor:
 
 
 def _two_terms(numbers: Tensor) -> Tensor:
+    numbers = numbers.long()  # of a weight: narrower
     return numbers if len(numbers) == 2 else torch.cat([numbers, torch.zeros_like(numbers)])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -22,21 +23,22 @@ from blindformer.protocols.pair.engines import set_up
 from blindformer.protocols.pair.transfers import Crossed
 from blindformer.protocols.ring import Ring
 from blindformer.tests.models.conftest import batches, make
+from blindformer.tests.patience import PATIENCE
 from blindformer.tests.protocols.harness import in_threads
 from blindformer.tests.protocols.pair_parties import Start, asked, dealt, fresh_seeds, made
 from blindformer.tests.protocols.programs import Case, case_of, check
 from blindformer.tests.shared.memory import memory_pair
 
-Party = Callable[[Channel], object]
+Party = Callable[[Channel], Any]
 
 
 def start(session: bytes) -> Start:
     return lambda end, leader: set_up(end, leader, session)
 
 
-def both(server: Party, client: Party) -> tuple[object, object]:
+def both(server: Party, client: Party) -> tuple[Any, Any]:
     """What both parties' work gives."""
-    ends, results = memory_pair("server", "client", 20), {}
+    ends, results = memory_pair("server", "client", PATIENCE), {}
     in_threads([lambda: results.update(server=server(ends[0])), lambda: results.update(client=client(ends[1]))], ends)
     return results["server"], results["client"]
 
@@ -104,7 +106,27 @@ def test_products_of_all_kinds_shapes_and_widths_of_a_round():
     for job, *two in zip(jobs, *shares, strict=True):
         shift = 64 - 8 * job[0].width
         assert torch.equal(sum(two) << shift, product(job) << shift), job[0].kind
-        assert job[1].chosen is None or torch.equal(two[1], job[1].chosen)
+        assert job[1].chosen is None or torch.equal(two[1] << shift, job[1].chosen << shift)
+
+
+def test_a_narrow_product_shows_no_more_in_a_wide_one():
+    """The same numbers and share twice: the server's bytes above those that are declared are others each time."""
+    key = LatticeKey()
+    wide = crossed("product", uniform(1, 20), uniform(1, 20), 8)
+    narrow = crossed("product", uniform(1, 20), uniform(1, 20), 2, chosen=uniform(20))
+
+    def server(end: Channel) -> list[torch.Tensor]:
+        products = EncryptedProducts(end, key)
+        return [products.cross([wide[0], narrow[0]])[1] for _ in range(2)]
+
+    def client(end: Channel) -> None:
+        products = EncryptedProducts(end, LatticePublic(key.public()))
+        for _ in range(2):
+            products.cross([wide[1], narrow[1]])
+
+    (first, second), _ = both(server, client)
+    assert torch.equal(first << 48, second << 48)
+    assert not (first >> 16 == second >> 16).any()
 
 
 @pytest.mark.parametrize("more", [-1, 1])
