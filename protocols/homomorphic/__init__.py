@@ -4,6 +4,7 @@
     products   a * b of shared numbers
     matrices   A B of shared matrices
     replies    what goes back, and why it shows no more than its message
-    lattice    keys and ciphertexts;  residues: their arithmetic in numpy
+    lattice    keys and ciphertexts
+    polynomials, residues   their arithmetic, in C and in numpy
 Messages are bytes of known sizes; `linear_cost`, `product_cost` and `matrix_cost` give them. No sockets here.
 """

@@ -29,6 +29,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import BlindformerError
+from ..kernels import library
+from .polynomials import Polynomials
 from .residues import Words, from_bytes7, reduced, to_bytes7, uniform
 
 seal: Any = import_module("seal") if find_spec("seal") else None  # an extra
@@ -58,6 +60,8 @@ class Lattice:
     def __init__(self) -> None:
         if seal is None:
             raise HomomorphicError("seal-python is missing; run: pip install 'blindformer[nodealer]'")
+        if library.library is None:
+            raise HomomorphicError("homomorphic products need C kernels; install a C compiler, then blindformer again")
         self.wide = _context((*_BITS, _UNUSED_BITS), seal.sec_level_type.none)
         self.narrow = _context(_BITS, seal.sec_level_type.tc128)
         self.primes = _primes(self.narrow)
@@ -73,6 +77,11 @@ class Lattice:
         self.data, self.last_two = _id(data.parms_id()), _id(data.next_context_data().parms_id())
         self.elements = [1 + 2 * DEGREE // (1 << step) for step in range(1, MOST_MERGES + 1)]
         self._monomials: dict[int, Any] = {}
+        powers = np.zeros((DEGREE.bit_length() - 1, 1, ALL_PRIMES, DEGREE), dtype=np.uint64)
+        for step, power in enumerate(powers):
+            power[:, :, 1 << step] = 1
+        transforms = (self.transformed(power.repeat(2, axis=0), self.first)[0] for power in powers)
+        self.polynomials = Polynomials(self.primes, list(transforms))
 
     @property
     def data_primes(self) -> tuple[int, ...]:

@@ -71,6 +71,7 @@ _TAKES = {
     "transpose_planes": "ana",
     "hash_rows": "anauaiia",
     "check_sums": "annaia",
+    "row_products": "ananniaainaa",
 }
 
 

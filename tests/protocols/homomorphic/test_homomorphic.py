@@ -21,7 +21,9 @@ from blindformer.protocols.homomorphic.matrices import MatrixParty, matrix_cost
 from blindformer.protocols.homomorphic.products import ProductAlice, ProductBob, product_cost
 from blindformer.protocols.homomorphic.replies import FLOOD_BITS, flood_bits
 from blindformer.protocols.homomorphic.residues import as_fraction, fractions, integers, of_fraction, scaled
+from blindformer.protocols.kernels import library
 
+pytestmark = pytest.mark.skipif(library.library is None, reason="homomorphic products need C kernels")
 WIDTHS = range(1, 9)
 
 
@@ -44,13 +46,13 @@ def low(x: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def linear_shares(key, public, a, weights, width):
-    batched = weights if weights.dim() == 3 else weights[None]
+    batch, inner, columns = (weights if weights.dim() == 3 else weights[None]).shape
     server = LinearServer(key, weights, width)
     setup = server.setup()
-    client = LinearClient(public, setup, tuple(batched.shape), width)
+    client = LinearClient(public, setup, (batch, inner, columns), width)
     r = uniform_integers(*a.shape[:-1], weights.shape[-1])
     reply = client.reply(a, r)
-    assert linear_cost(len(batched), a.shape[-2], *batched.shape[1:], width) == (len(setup), len(reply))
+    assert linear_cost(batch, a.shape[-2], inner, columns, width) == (len(setup), len(reply))
     return server.shares(reply, a.shape[-2]) + r
 
 
