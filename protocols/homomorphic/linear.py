@@ -164,7 +164,7 @@ class LinearClient:
             flood_bits(1 << 8 * width, _noise(block, inner, width))
             count = -(-batch * inner // block.group)
             values = [unsealed(setup, number + i, "encrypted weights") for i in range(count)]
-            self._weights.append(ring.polynomials.packed(values, block.group))
+            self._weights.append(ring.all.packed(values, block.group))
             number += count
 
     def reply(self, a: Tensor, r: Tensor) -> bytes:
@@ -191,7 +191,8 @@ class LinearClient:
                 message = np.zeros(DEGREE, dtype=np.uint64)
                 message[places] = masks[lines.start : lines.stop, block.start : block.start + block.count].T.reshape(-1)
                 noise = _noise(block, inner, self.width)
-                parts.append(reply(self.public, merged, message, 1 << 8 * self.width, noise, places))
+                product = None if merged is None else values_of(merged)
+                parts.append(reply(self.public, product, message, 1 << 8 * self.width, noise, places))
         return b"".join(parts)
 
     def _products(self, weights: Words, block: ColumnBlock, numbers: NDArray[np.int64], start: int) -> list[Any]:
@@ -202,14 +203,11 @@ class LinearClient:
         rows[:, start - first * group :][:, : numbers.shape[1]] = numbers
         residues = reduced_signed(rows.reshape(len(rows), -1, group), ring.primes)
         residues = np.stack([multiplied(x, pow(group, -1, q), q) for x, q in zip(residues, ring.primes, strict=True)])
-        products = ring.polynomials.row_products(weights, first, residues)
-        return [self._divided(product) if row.any() else None for row, product in zip(rows, products, strict=True)]
-
-    def _divided(self, product: Words) -> Any:
-        ring = lattice()
-        ciphertext = ring.ciphertext(product, ring.first)
-        ring.wide_evaluator.rescale_to_next_inplace(ciphertext)
-        return ring.ciphertext(values_of(ciphertext), ring.data)
+        products = ring.all.divided(ring.all.row_products(weights, first, residues))
+        return [
+            ring.ciphertext(product, ring.data_level) if row.any() else None
+            for row, product in zip(rows, products, strict=True)
+        ]
 
     def _merged(self, parts: list[Any], half: int) -> Any:
         """One ciphertext of these, each of which may be None for zeros; None if all are."""

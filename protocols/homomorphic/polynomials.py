@@ -16,7 +16,7 @@ from .residues import Words
 
 _BLOCK = 8  # groups that are computed at once
 _LIMB = 28  # bits in half a word
-_LEAST_BITS, _MOST_BITS, _MOST_LESS = 40, 56, 1 << 32
+_LEAST_BITS, _MOST_BITS, _MOST_LESS = 48, 56, 1 << 24
 
 
 class Polynomials:
@@ -30,10 +30,59 @@ class Polynomials:
         for prime in primes:
             bits = prime.bit_length()
             if not _LEAST_BITS <= bits <= _MOST_BITS or (1 << bits) - prime > _MOST_LESS:
-                raise ValueError(f"prime {prime}: must be just below a power of two from 2^40 to 2^56")
+                raise ValueError(f"prime {prime}: must be just below a power of two from 2^48 to 2^56")
+        self._powers = list(powers)
         self._inverses = [values[:, ::-1] for values in powers]
-        self._constants = np.stack([_constants(prime) for prime in primes])
+        self._constants = np.stack([_constants(prime, self.degree) for prime in primes])
+        self._steps = [(self._outer(values), self._inner(values, _BLOCK)) for values in (self._powers, self._inverses)]
         self._roots: dict[int, Words] = {}
+
+    def first(self, count: int) -> Polynomials:
+        """The same of the first primes."""
+        return Polynomials(self.primes[:count], [values[:count] for values in self._powers])
+
+    def values(self, coefficients: Words) -> Words:
+        """Of polynomials [..., primes, degree], numbers below 4 primes; the same holds below."""
+        return self._transform(coefficients, back=False)
+
+    def coefficients(self, values: Words) -> Words:
+        return self._transform(values, back=True)
+
+    def _transform(self, x: Words, back: bool) -> Words:
+        self._check(x)
+        out, (outer, inner) = np.array(x, order="C"), self._steps[back]
+        count, size = out.size // (len(self.primes) * self.degree), (len(self.primes), self.degree)
+        call("transform", _at(out), count, *size, _at(outer), _at(inner), _at(self._constants), back)
+        return out
+
+    def divided(self, x: Words) -> Words:
+        """Values [..., primes, degree], divided by the last prime and rounded: [..., primes - 1, degree]."""
+        self._check(x)
+        *last, divisor = self.primes
+        inverses = np.array([[pow(divisor, -1, prime)] for prime in last], dtype=np.uint64)
+        by = np.stack([inverses, _quotients(inverses, last)], axis=-1)
+        x, out = np.ascontiguousarray(x), np.empty((*x.shape[:-2], len(last), self.degree), dtype=np.uint64)
+        scratch = np.empty((2, self.degree), dtype=np.uint64)
+        count, size = out.size // (len(last) * self.degree), (len(self.primes), self.degree)
+        roots = [_at(part) for steps in self._steps for part in steps]
+        call("divide_by_last", _at(x), count, *size, *roots, _at(self._constants), _at(by), _at(scratch), _at(out))
+        return out
+
+    def sum_products(self, x: Words, factors: Words) -> Words:
+        """The sum over terms of polynomials [terms, parts, primes, degree] times factors [terms, primes, degree], all
+        values."""
+        self._check(x, factors)
+        if x.ndim != 4 or factors.shape != (len(x), *x.shape[2:]):
+            raise ValueError(f"factors {factors.shape} do not fit {x.shape}")
+        x, factors = np.ascontiguousarray(x), np.ascontiguousarray(factors)
+        out = np.empty(x.shape[1:], dtype=np.uint64)
+        call("sum_pairs", _at(x), _at(factors), *x.shape, _at(self._constants), _at(out))
+        return out
+
+    def _check(self, *arrays: Words) -> None:
+        for x in arrays:
+            if x.dtype != np.uint64 or x.shape[-2:] != (len(self.primes), self.degree):
+                raise ValueError(f"{x.dtype} {x.shape}: not polynomials of {len(self.primes)} primes")
 
     def packed(self, pairs: Sequence[Words], group: int) -> Words:
         """Pairs of polynomials, values [2, primes, degree] each, for row_products by as many coefficients."""
@@ -56,36 +105,47 @@ class Polynomials:
         scratch = np.empty(terms * group * _BLOCK, dtype=np.uint64)
         call(
             "row_products",
-            weights[0, 0, first:].ctypes.data,
+            _at(weights[0, 0, first:]),
             weights.shape[2],
-            rows.ctypes.data,
-            count,
-            terms,
-            group,
-            self._inverse_roots(group).ctypes.data,
-            self._constants.ctypes.data,
-            primes,
-            self.degree,
-            scratch.ctypes.data,
-            out.ctypes.data,
+            _at(rows),
+            *(count, terms, group),
+            _at(self._inverse_roots(group)),
+            _at(self._constants),
+            *(primes, self.degree),
+            _at(scratch),
+            _at(out),
         )
         return out
 
     def _inverse_roots(self, group: int) -> Words:
-        """Of the last steps of a transform at the points' inverses, [primes, blocks, group - 1, 2, _BLOCK]."""
         if group not in self._roots:
-            self._roots[group] = self._in_blocks(self._inverses, group)
+            self._roots[group] = self._inner(self._inverses, group)
         return self._roots[group]
 
-    def _in_blocks(self, powers: Sequence[Words], group: int) -> Words:
-        """A step from groups of n points to halves of them multiplies by the value of X^(n / 2) at the first one."""
-        blocks = self.degree // group // _BLOCK
-        steps = [np.empty((len(self.primes), blocks * _BLOCK, 0), dtype=np.uint64)]
-        for step in range(group.bit_length() - 2, -1, -1):
-            steps.append(powers[step][:, :: 2 << step].reshape(len(self.primes), -1, group >> step + 1))
-        factors = np.concatenate(steps, axis=2)
+    def _factors(self, powers: Sequence[Words], step: int) -> Words:
+        """[primes, groups]. A step from groups of 2^(step + 1) points to halves of them multiplies by the value of
+        X^(2^step) at the first one."""
+        return powers[step][:, :: 2 << step]
+
+    def _outer(self, powers: Sequence[Words]) -> Words:
+        """Of a transform's first steps, down to groups of _BLOCK points: [primes, degree / _BLOCK - 1, 2]."""
+        steps = range(len(powers) - 1, _BLOCK.bit_length() - 2, -1)
+        factors = np.concatenate([self._factors(powers, step) for step in steps], axis=1)
+        return np.stack([factors, _quotients(factors, self.primes)], axis=-1)
+
+    def _inner(self, powers: Sequence[Words], group: int) -> Words:
+        """Of the steps below groups of some points: [primes, blocks, group - 1, 2, _BLOCK]."""
+        primes, blocks = len(self.primes), self.degree // group // _BLOCK
+        factors = np.empty((primes, blocks * _BLOCK, group - 1), dtype=np.uint64)
+        for step in range(group.bit_length() - 1):
+            halves = group >> step + 1
+            factors[:, :, halves - 1 : 2 * halves - 1] = self._factors(powers, step).reshape(primes, -1, halves)
         both = np.stack([factors, _quotients(factors, self.primes)], axis=3)
-        return np.ascontiguousarray(both.reshape(len(both), blocks, _BLOCK, group - 1, 2).transpose(0, 1, 3, 4, 2))
+        return np.ascontiguousarray(both.reshape(primes, blocks, _BLOCK, group - 1, 2).transpose(0, 1, 3, 4, 2))
+
+
+def _at(x: Words) -> int:
+    return x.ctypes.data
 
 
 def _quotients(factors: Words, primes: Sequence[int]) -> Words:
@@ -94,6 +154,6 @@ def _quotients(factors: Words, primes: Sequence[int]) -> Words:
     return np.array(rows, dtype=np.uint64).reshape(factors.shape)
 
 
-def _constants(prime: int) -> Words:
-    factors = [(1 << _LIMB) % prime, (1 << 2 * _LIMB) % prime]
+def _constants(prime: int, degree: int) -> Words:
+    factors = [(1 << _LIMB) % prime, (1 << 2 * _LIMB) % prime, pow(degree, -1, prime)]
     return np.array([prime, *(x for w in factors for x in (w, (w << 64) // prime))], dtype=np.uint64)

@@ -72,6 +72,9 @@ _TAKES = {
     "hash_rows": "anauaiia",
     "check_sums": "annaia",
     "row_products": "ananniaainaa",
+    "transform": "aninaaai",
+    "divide_by_last": "aninaaaaaaaa",
+    "sum_pairs": "aaniinaa",
 }
 
 

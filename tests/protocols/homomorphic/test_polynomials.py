@@ -9,7 +9,7 @@ from blindformer.protocols.homomorphic.residues import Words
 from blindformer.tests import levels
 
 # Of SEAL, and a small one: 1 modulo 2^14, so they have roots for degrees up to 8192.
-PRIMES = ((1 << 50) - 0x33FFF, (1 << 56) - 0x87FFF, (1 << 40) - 0x23FFF)
+PRIMES = ((1 << 50) - 0x33FFF, (1 << 56) - 0x87FFF, (1 << 48) - 0x3FFF)
 KINDS = ("random", "largest", "edges")
 
 
@@ -69,6 +69,49 @@ def test_rows_times_weights(level, group, terms, kind):
                 assert sums == products[row, part, number].tolist()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("degree", [64, 256])
+@pytest.mark.parametrize("level", levels.KERNELS)
+def test_values_and_back(level, degree, kind):
+    ring, roots = polynomials(degree)
+    x = residues(kind, 2, degree)
+    with levels.at(level):
+        values = ring.values(x)
+        assert np.array_equal(ring.coefficients(values), x)
+        multiples = x + np.array(PRIMES, dtype=np.uint64)[:, None] * np.uint64(3)  # also below 4 primes
+        assert np.array_equal(ring.values(multiples), values)
+        assert np.array_equal(ring.coefficients(ring.values(x) + multiples - x), x)
+    for number, prime in enumerate(PRIMES):
+        for polynomial, line in zip(x[:, number].tolist(), values[:, number].tolist(), strict=True):
+            powers = [[pow(root, j, prime) for j in range(degree)] for root in roots[number]]
+            assert line == [sum(map(int.__mul__, polynomial, row)) % prime for row in powers]
+
+
+@pytest.mark.parametrize("level", levels.KERNELS)
+def test_division_by_the_last_prime_rounds(level):
+    ring, last = polynomials(64)[0], PRIMES[-1]
+    product = PRIMES[0] * PRIMES[1] * last
+    numbers = [0, 1, last // 2, last // 2 + 1, last, product // 2, product - last // 2 - 1, product - 1]
+    numbers += [int(x) ** 3 % product for x in np.random.default_rng(3).integers(0, 1 << 62, 64 - len(numbers))]
+    x = np.array([[[number % prime for number in numbers] for prime in PRIMES]], dtype=np.uint64)
+    with levels.at(level):
+        divided = ring.first(2).coefficients(ring.divided(ring.values(x)))
+    expected = [[(number + last // 2) // last % prime for number in numbers] for prime in PRIMES[:2]]
+    assert divided.tolist() == [expected]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("level", levels.KERNELS)
+def test_sums_of_products(level, kind):
+    ring, _ = polynomials(64)
+    x, factors = residues(kind, 3, 2, 64), residues(kind, 3, 64)[:, :, ::-1]
+    with levels.at(level):
+        sums = ring.sum_products(x, factors)
+    for number, prime in enumerate(PRIMES):
+        exact = (x[:, :, number].astype(object) * factors[:, None, number].astype(object)).sum(axis=0) % prime
+        assert sums[:, number].tolist() == exact.tolist()
+
+
 def test_what_the_kernels_cannot_compute_is_refused():
     ring, _ = polynomials(64)
     weights = ring.packed(list(residues("random", 2, 2, 64)), 4)
@@ -77,6 +120,11 @@ def test_what_the_kernels_cannot_compute_is_refused():
         ring.row_products(weights, 2, rows)
     with pytest.raises(ValueError, match="do not fit"):
         ring.row_products(weights, 0, rows[:2])
-    for prime in ((1 << 57) - 1, 1 << 39, (1 << 50) + 1):
+    with pytest.raises(ValueError, match="do not fit"):
+        ring.sum_products(residues("random", 3, 2, 64), residues("random", 2, 64))
+    for wrong in (residues("random", 2, 32), residues("random", 2, 64)[:, :2]):
+        with pytest.raises(ValueError, match="not polynomials"):
+            ring.values(wrong)
+    for prime in ((1 << 57) - 1, (1 << 47) - 1, (1 << 50) + 1):
         with pytest.raises(ValueError, match="just below"):
             Polynomials([prime], [])
