@@ -144,7 +144,7 @@ class LinearServer:
 
 
 class LinearClient:
-    """The party that knows A. Holds W encrypted: about 4.3 times as many bytes as the set-up's.
+    """The party that knows A. Holds W encrypted: 2.3 times as many bytes as the set-up's.
 
     shape   batch (1 without), rows and columns of W
     Errors: HomomorphicError for a set-up that is none.
