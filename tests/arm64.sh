@@ -23,4 +23,4 @@ cd "$site/blindformer"
 exec qemu-aarch64 -L "$root" -E PYTHONPATH="$site" "$root/usr/bin/python3.13" -m pytest -p slow -p no:cacheprovider \
   --noconftest --import-mode=importlib -o addopts= -o timeout= -o faulthandler_timeout=0 -k "not x86" \
   tests/protocols/test_kernels.py tests/protocols/test_matmul.py tests/protocols/test_ring.py \
-  tests/protocols/delegated/test_arithmetic.py
+  tests/protocols/delegated/test_arithmetic.py tests/protocols/homomorphic/test_polynomials.py

@@ -30,6 +30,8 @@ import numpy as np
 
 from ..channel import Buffer
 from ..errors import BlindformerError
+from ..kernels import library
+from .polynomials import Polynomials
 from .residues import Words, from_bytes7, reduced, to_bytes7, uniform
 
 seal: Any = import_module("seal") if find_spec("seal") else None  # an extra
@@ -59,30 +61,24 @@ class Lattice:
     def __init__(self) -> None:
         if seal is None:
             raise HomomorphicError("seal-python is missing; run: pip install 'blindformer[nodealer]'")
+        if library.library is None:
+            raise HomomorphicError("homomorphic products need C kernels; install a C compiler, then blindformer again")
         self.wide = _context((*_BITS, _UNUSED_BITS), seal.sec_level_type.none)
         self.narrow = _context(_BITS, seal.sec_level_type.tc128)
         self.primes = _primes(self.narrow)
         if _primes(self.wide)[:ALL_PRIMES] != self.primes or sum(_BITS) > SECURE_BITS:
             raise HomomorphicError("this version of SEAL has other primes; install seal-python 4.4")
-        self.wide_evaluator, self.evaluator = (seal.Evaluator(context) for context in (self.wide, self.narrow))
+        self.evaluator = seal.Evaluator(self.narrow)
         version = seal.Ciphertext(self.wide).to_string(seal.compr_mode_type.none)[3:5]
         self._version = version[0], version[1]
         self.first = _id(self.wide.first_parms_id())
-        self.dropped = _id(self.wide.first_context_data().next_context_data().parms_id())
         self.key_level = _id(self.narrow.key_context_data().parms_id())
         data = self.narrow.first_context_data()
-        self.data, self.last_two = _id(data.parms_id()), _id(data.next_context_data().parms_id())
+        self.data_level, self.sent_level = _id(data.parms_id()), _id(data.next_context_data().parms_id())
         self.elements = [1 + 2 * DEGREE // (1 << step) for step in range(1, MOST_MERGES + 1)]
         self._monomials: dict[int, Any] = {}
-
-    @property
-    def data_primes(self) -> tuple[int, ...]:
-        return self.primes[:DATA_PRIMES]
-
-    @property
-    def sent_primes(self) -> tuple[int, int]:
-        """Of a reply before it is cut."""
-        return self.primes[0], self.primes[1]
+        self.all = Polynomials(self.primes, [self._power(1 << step) for step in range(DEGREE.bit_length() - 1)])
+        self.data, self.sent = self.all.first(DATA_PRIMES), self.all.first(2)
 
     def framed(self, *members: bytes) -> bytes:
         body = b"".join(members)
@@ -99,14 +95,14 @@ class Lattice:
 
     def ciphertext(self, values: Words, level: bytes, transformed: bool = True) -> Any:
         loaded = seal.Ciphertext()
-        context = self.wide if level in (self.first, self.dropped) else self.narrow
+        context = self.wide if level == self.first else self.narrow
         loaded.load_bytes(context, self.ciphertext_form(values, level, transformed))
         return loaded
 
     def plaintext(self, values: Words, level: bytes) -> Any:
         """A polynomial [primes, degree] of transformed numbers."""
         loaded = seal.Plaintext()
-        context = self.wide if level in (self.first, self.dropped) else self.narrow
+        context = self.wide if level == self.first else self.narrow
         form = self.framed(level, struct.pack("<Qd", values.size, 1.0), self.numbers(values))
         loaded.load_bytes(context, form)
         return loaded
@@ -118,26 +114,21 @@ class Lattice:
         loaded.load_bytes(context, self.framed(bytes(_ID), sizes, self.numbers(coefficients)))
         return loaded
 
-    def transformed(self, pair: Words, level: bytes) -> Words:
-        """The number-theoretic transforms of two polynomials [2, primes, degree]: SEAL has them of ciphertexts, whose
-        second part must not be zero."""
-        if not pair[1].any():
-            if not pair[0].any():
-                return np.zeros_like(pair)
-            first = self.transformed(pair[[0, 0]], level)[0]
-            return np.stack([first, np.zeros_like(first)])
-        ciphertext = self.ciphertext(pair, level, transformed=False)
-        evaluator = self.wide_evaluator if level == self.first else self.evaluator
-        evaluator.transform_to_ntt_inplace(ciphertext)
-        return values_of(ciphertext)
-
     def monomial(self, power: int) -> Any:
         """X^power, for ciphertexts of the data primes."""
         if power not in self._monomials:
-            pair = np.zeros((2, DATA_PRIMES, DEGREE), dtype=np.uint64)
-            pair[:, :, power] = 1
-            self._monomials[power] = self.plaintext(self.transformed(pair, self.data)[0], self.data)
+            coefficients = np.zeros((DATA_PRIMES, DEGREE), dtype=np.uint64)
+            coefficients[:, power] = 1
+            self._monomials[power] = self.plaintext(self.data.values(coefficients), self.data_level)
         return self._monomials[power]
+
+    def _power(self, power: int) -> Words:
+        """Values of X^power at SEAL's points, [primes, degree]: it transforms ciphertexts."""
+        coefficients = np.zeros((2, ALL_PRIMES, DEGREE), dtype=np.uint64)
+        coefficients[:, :, power] = 1
+        ciphertext = self.ciphertext(coefficients, self.first, transformed=False)
+        seal.Evaluator(self.wide).transform_to_ntt_inplace(ciphertext)
+        return values_of(ciphertext)[0]
 
     def galois_form(self, keys: dict[int, list[Words]]) -> bytes:
         """SEAL's form of key-switching keys: by Galois element, a ciphertext of all primes for each of the data's."""
@@ -172,8 +163,8 @@ class LatticeKey:
     def encrypted(self, message: Words) -> bytes:
         """Polynomials [primes, degree], to which an error is added, encrypted modulo all primes: CIPHERTEXT_BYTES."""
         ring = lattice()
-        pair = ring.transformed(np.stack([message, message]), ring.first)
-        return self._sealed(values_of(self._encryptor.encrypt_symmetric(ring.plaintext(pair[0], ring.first))))
+        plain = ring.plaintext(ring.all.values(message), ring.first)
+        return self._sealed(values_of(self._encryptor.encrypt_symmetric(plain)))
 
     def _sealed(self, values: Words) -> bytes:
         """A fresh ciphertext [2, primes, degree], its second part replaced by that of a seed."""
@@ -205,14 +196,9 @@ class LatticeKey:
         """c0 + c1 s of ciphertexts [2, 2, degree], coefficients modulo a reply's two primes -> [2, degree]."""
         ring = lattice()
         plain = seal.Plaintext()
-        ciphertext = ring.ciphertext(pairs, ring.last_two, transformed=False)
-        ring.evaluator.transform_to_ntt_inplace(ciphertext)
-        self._decryptor.decrypt(ciphertext, plain)
+        self._decryptor.decrypt(ring.ciphertext(ring.sent.values(pairs), ring.sent_level), plain)
         data = plain.to_bytes(seal.compr_mode_type.none)[-8 * 2 * DEGREE :]
-        values = np.frombuffer(data, dtype=np.uint64).reshape(1, 2, DEGREE)
-        back = ring.ciphertext(np.concatenate([values, values]), ring.last_two)
-        ring.evaluator.transform_from_ntt_inplace(back)
-        return values_of(back)[0]
+        return ring.sent.coefficients(np.frombuffer(data, dtype=np.uint64).reshape(2, DEGREE))
 
 
 class LatticePublic:

@@ -29,11 +29,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..channel import Buffer
 from .lattice import (
-    ALL_PRIMES,
     CIPHERTEXT_BYTES,
     DEGREE,
     LARGEST_ERROR,
@@ -145,7 +145,7 @@ class LinearServer:
 
 
 class LinearClient:
-    """The party that knows A. Holds W encrypted: about 4.3 times as many bytes as the set-up's.
+    """The party that knows A. Holds W encrypted: 2.3 times as many bytes as the set-up's.
 
     shape   batch (1 without), rows and columns of W
     Errors: HomomorphicError for a set-up that is none.
@@ -160,12 +160,12 @@ class LinearClient:
                 f"encrypted weights: {len(setup)} bytes instead of {expected}; both need one program"
             )
         ring, number = lattice(), 0
-        self._weights: list[list[Any]] = []
+        self._weights: list[Words] = []
         for block in blocks(columns):
             flood_bits(1 << 8 * width, _noise(block, inner, width))
             count = -(-batch * inner // block.group)
-            values = (unsealed(setup, number + i, "encrypted weights") for i in range(count))
-            self._weights.append([ring.ciphertext(value, ring.first) for value in values])
+            values = [unsealed(setup, number + i, "encrypted weights") for i in range(count)]
+            self._weights.append(ring.all.packed(values, block.group))
             number += count
 
     def reply(self, a: Tensor, r: Tensor) -> bytes:
@@ -181,42 +181,34 @@ class LinearClient:
         parts = []
         for block, weights in zip(blocks(columns), self._weights, strict=True):
             for lines in _groups(len(numbers), block):
-                products = [self._product(weights, block, numbers[i], i // rows * inner) for i in lines]
+                products: list[Any] = []
+                while len(products) < len(lines):  # a matrix of the batch at a time
+                    start = lines.start + len(products)
+                    matrix = start // rows
+                    some = numbers[start : min(lines.stop, (matrix + 1) * rows)]
+                    products += self._products(weights, block, some, matrix * inner)
                 merged = self._merged([*products, *[None] * (block.group - len(products))], block.group // 2)
                 places = block.places(len(lines))
                 message = np.zeros(DEGREE, dtype=np.uint64)
                 message[places] = masks[lines.start : lines.stop, block.start : block.start + block.count].T.reshape(-1)
                 noise = _noise(block, inner, self.width)
-                parts.append(reply(self.public, merged, message, 1 << 8 * self.width, noise, places))
+                product = None if merged is None else values_of(merged)
+                parts.append(reply(self.public, product, message, 1 << 8 * self.width, noise, places))
         return b"".join(parts)
 
-    def _product(self, weights: list[Any], block: ColumnBlock, numbers: np.ndarray, start: int) -> Any:
-        """A row of A, divided by the group, times W, whose rows begin at `start` of the batch's: None for zeros."""
+    def _products(self, weights: Words, block: ColumnBlock, numbers: NDArray[np.int64], start: int) -> list[Any]:
+        """Rows of A, divided by the group, times W, whose rows begin at `start` of the batch's: None for zeros."""
         ring, group = lattice(), block.group
-        first, last = start // group, -(-(start + len(numbers)) // group)
-        row = np.zeros((last - first) * group, dtype=np.int64)
-        row[start - first * group :][: len(numbers)] = numbers
-        residues = reduced_signed(-row.reshape(-1, group), ring.primes)  # [primes, ciphertexts, group]
-        residues[:, :, 0] = reduced_signed(row[::group], ring.primes)  # X^-r is -X^(N - r), but for r = 0
+        first, last = start // group, -(-(start + numbers.shape[1]) // group)
+        rows = np.zeros((len(numbers), (last - first) * group), dtype=np.int64)
+        rows[:, start - first * group :][:, : numbers.shape[1]] = numbers
+        residues = reduced_signed(rows.reshape(len(rows), -1, group), ring.primes)
         residues = np.stack([multiplied(x, pow(group, -1, q), q) for x, q in zip(residues, ring.primes, strict=True)])
-        places, total = -np.arange(group) % DEGREE, None
-        for number in range(0, last - first, 2):
-            pair = np.zeros((2, ALL_PRIMES, DEGREE), dtype=np.uint64)
-            some = residues[:, number : number + 2].transpose(1, 0, 2)
-            pair[: len(some), :, places] = some
-            for offset, values in enumerate(ring.transformed(pair, ring.first)):
-                if not values.any():
-                    continue
-                factor = ring.plaintext(values, ring.first)
-                term = ring.wide_evaluator.multiply_plain(weights[first + number + offset], factor)
-                if total is None:
-                    total = term
-                else:
-                    ring.wide_evaluator.add_inplace(total, term)
-        if total is None:
-            return None
-        ring.wide_evaluator.rescale_to_next_inplace(total)
-        return ring.ciphertext(values_of(total), ring.data)
+        products = ring.all.divided(ring.all.row_products(weights, first, residues))
+        return [
+            ring.ciphertext(product, ring.data_level) if row.any() else None
+            for row, product in zip(rows, products, strict=True)
+        ]
 
     def _merged(self, parts: list[Any], half: int) -> Any:
         """One ciphertext of these, each of which may be None for zeros; None if all are."""

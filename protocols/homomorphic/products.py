@@ -39,7 +39,6 @@ from .lattice import (
     lattice,
     random_words,
     unsealed,
-    values_of,
 )
 from .replies import FLOOD_BITS, ROUNDING, flood_bits, opened, reply, reply_bytes
 from .residues import Words, multiplied, reduced_signed, scaled
@@ -169,19 +168,8 @@ class ProductBob:
         ring, prime = lattice(), one.prime
         coefficients = np.stack([one.encode(reduced_signed(x, [prime])[0]) for x in factors]).view(np.int64)
         centred = np.where(coefficients > prime // 2, coefficients - prime, coefficients)
-        residues = reduced_signed(centred, ring.primes).transpose(1, 0, 2)
-        pair = ring.transformed(residues[[0, -1]], ring.first)[: len(sealed)]
-        total = None
-        for values, factor in zip(sealed, pair, strict=True):
-            if not factor.any():
-                continue
-            term = ring.wide_evaluator.multiply_plain(
-                ring.ciphertext(values, ring.first), ring.plaintext(factor, ring.first)
-            )
-            total = term if total is None else ring.wide_evaluator.add(total, term)
-        if total is not None:
-            ring.wide_evaluator.rescale_to_next_inplace(total)
-            total = ring.ciphertext(values_of(total), ring.data)
+        residues = ring.all.values(reduced_signed(centred, ring.primes).transpose(1, 0, 2))
+        total = ring.all.divided(ring.all.sum_products(np.stack(sealed), residues))
         return reply(self.public, total, one.encode(mask), prime, _noise(prime))
 
 

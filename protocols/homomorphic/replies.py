@@ -16,8 +16,6 @@ number. It is exact: noise, flood and what is cut off are together below half a 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..channel import Buffer
@@ -58,7 +56,7 @@ def flood_bits(modulus: int, noise: int) -> int:
     """Bits of the uniform noise over a noise of at most `noise`, with the public key's. Errors: HomomorphicError where
     the result would not be exact."""
     bound, product = noise + FRESH, 1
-    for prime in lattice().data_primes:
+    for prime in lattice().data.primes:
         product *= prime
     bits = bound.bit_length() + FLOOD_BITS
     # What is cut off takes a quarter of half a step, the second division and its rounding next to nothing.
@@ -68,28 +66,29 @@ def flood_bits(modulus: int, noise: int) -> int:
 
 
 def reply(
-    public: LatticePublic, computed: Any, masks: Words, modulus: int, noise: int, places: Words | slice = slice(None)
+    public: LatticePublic,
+    computed: Words | None,
+    masks: Words,
+    modulus: int,
+    noise: int,
+    places: Words | slice = slice(None),
 ) -> bytes:
     """The bytes of a reply.
 
-    computed  SEAL's ciphertext of the data primes, or None for one of zero
+    computed  a ciphertext [2, data primes, degree], or None for one of zero
     masks     what is added, modulo `modulus`, [degree]
     noise     the most that `computed` has
     places    the coefficients that have results
     """
     ring, bits = lattice(), flood_bits(modulus, noise)
-    total = public.encryptor.encrypt_zero()
+    added = scaled(masks, modulus, ring.data.primes) + random_below(bits, DEGREE, ring.data.primes)
+    total = values_of(public.encryptor.encrypt_zero()).copy()
+    total[0] += ring.data.values(added)
     if computed is not None:
-        ring.evaluator.add_inplace(total, computed)
-    added = scaled(masks, modulus, ring.data_primes) + random_below(bits, DEGREE, ring.data_primes)
-    added %= np.array(ring.data_primes, dtype=np.uint64)[:, None]
-    pair = ring.transformed(np.stack([added, np.zeros_like(added)]), ring.data)
-    ring.evaluator.add_plain_inplace(total, ring.plaintext(pair[0], ring.data))
-    ring.evaluator.rescale_to_next_inplace(total)
-    ring.evaluator.transform_from_ntt_inplace(total)
-    first, second = values_of(total)
+        total += computed  # below three primes
+    first, second = ring.sent.coefficients(ring.data.divided(total))
     size = sent_bytes(modulus)
-    return fractions(second, ring.sent_primes, size) + fractions(first[:, places], ring.sent_primes, size)
+    return fractions(second, ring.sent.primes, size) + fractions(first[:, places], ring.sent.primes, size)
 
 
 def opened(
@@ -109,8 +108,8 @@ def fractions_of(
             f"reply: {len(data)} bytes instead of {reply_bytes(modulus, count)}; both need one version"
         )
     pair = np.zeros((2, 2, DEGREE), dtype=np.uint64)
-    pair[1] = integers(data[: DEGREE * size], size, ring.sent_primes)
-    pair[0][:, places] = integers(data[DEGREE * size :], size, ring.sent_primes)
+    pair[1] = integers(data[: DEGREE * size], size, ring.sent.primes)
+    pair[0][:, places] = integers(data[DEGREE * size :], size, ring.sent.primes)
     if not pair[1].any():
         raise HomomorphicError("reply: its second part is zero, which no encryption has")
-    return as_fraction(key.phases(pair)[:, places], ring.sent_primes, size)
+    return as_fraction(key.phases(pair)[:, places], ring.sent.primes, size)

@@ -55,7 +55,7 @@ def scaled(message: Words, modulus: int, primes: Sequence[int]) -> Words:
     return np.stack([multiplied(remainder % np.uint64(prime), -pow(modulus, -1, prime), prime) for prime in primes])
 
 
-def fractions(residues: Words, primes: tuple[int, int], size: int) -> bytes:
+def fractions(residues: Words, primes: Sequence[int], size: int) -> bytes:
     """Numbers by their residues [2, n] -> the first 8 `size` bits of each as a fraction of the primes' product, cut."""
     digits = [np.zeros(residues.shape[1], dtype=np.uint64) for _ in range(_DIGITS)]
     for row, prime, other in zip(residues, primes, primes[::-1], strict=True):
@@ -93,7 +93,7 @@ def integers(data: Buffer, size: int, primes: Sequence[int]) -> Words:
     return reduced(words[:, 0].copy(), primes, words[:, 1].copy() if size > 8 else None)
 
 
-def as_fraction(residues: Words, primes: tuple[int, int], size: int) -> Words:
+def as_fraction(residues: Words, primes: Sequence[int], size: int) -> Words:
     """Integers by their residues [2, n], each at most a quarter of the product away from 0 -> these modulo
     2^(8 size), as fractions of 2^(8 size) in 64 bits, rounded; 8 size is at most 80."""
     first, second = primes

@@ -71,6 +71,10 @@ _TAKES = {
     "transpose_planes": "ana",
     "hash_rows": "anauaiia",
     "check_sums": "annaia",
+    "row_products": "ananniaainaa",
+    "transform": "aninaaai",
+    "divide_by_last": "aninaaaaaaaa",
+    "sum_pairs": "aaniinaa",
 }
 
 
