@@ -10,7 +10,7 @@ from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.interpreter import interpret
 from blindformer.protocols.beaver.engine import OnlineEngine
 from blindformer.protocols.beaver.source import Corrections
-from blindformer.protocols.errors import CorrelationError
+from blindformer.protocols.errors import CorrelationError, PeerGone
 from blindformer.protocols.pair.source import PairWire
 from blindformer.protocols.ring import Ring
 from blindformer.protocols.rounds import over_channel
@@ -108,3 +108,52 @@ def test_what_two_parties_cannot_make_is_named_and_nothing_is_sent():
     with pytest.raises(CorrelationError, match="CellNumbers: two parties alone cannot make it yet"):
         correlations.make(Trusted().pair(True), Stream(new_seed(), "query"), wire, d.case().weights)
     assert server.meter.sent == 0
+
+
+def test_after_an_error_a_pair_makes_nothing_more():
+    """Half of its steps were taken, and the peer may have seen them: another try needs other masks and transfers."""
+    case = case_of("relu")
+    correlations, pair, calls = Correlations(case.program), Trusted().pair(True), []
+
+    def lost(parts):
+        calls.append(len(parts))
+        raise PeerGone("client", "closed the connection", "start it again")
+
+    with pytest.raises(PeerGone):
+        correlations.make(pair, Stream(new_seed(), "query"), lost, case.weights)
+    for _ in range(2):
+        with pytest.raises(CorrelationError, match="failed before; start a new session"):
+            correlations.make(pair, Stream(new_seed(), "query"), lost, case.weights)
+    assert len(calls) == 1
+
+
+def test_masks_of_one_seed_are_used_once():
+    """A second run under the same masks would send the difference of two corrections."""
+    case, pair, seed = case_of("relu"), Trusted().pair(False), new_seed()
+    server, client = memory_pair("server", "client", 1)
+    with pair.using(Stream(seed, "query")):
+        pass
+    wire = PairWire.over(client, Trusted().products(False))
+    with pytest.raises(CorrelationError, match="masks were used before; draw a new seed"):
+        Correlations(case.program).make(pair, Stream(seed, "query"), wire, {})
+    assert client.meter.sent == server.meter.sent == 0
+    with pair.using(Stream(seed, "another query")):
+        pass
+
+
+def test_a_pool_gives_each_transfer_once():
+    """In whatever pieces: products of shared bits hold, numbers are those chosen, and no word comes twice."""
+    trusted = Trusted()
+    server, client = trusted.pair(True).pool, trusted.pair(False).pool
+    seen: list[int] = []
+    for shape in ((3,), (2, 700), (1, 5), (1024,)):
+        mine, theirs = server.triples(shape), client.triples(shape)
+        assert torch.equal((mine.a ^ theirs.a) & (mine.b ^ theirs.b), mine.product ^ theirs.product)
+        seen += [word for part in (*mine, *theirs) for word in part.flatten().tolist()]
+    for words in (1, 30, 1025):
+        choices, chosen = server.received_numbers(words)
+        pairs = client.sent_numbers(words)
+        taken = choices[:, None] >> torch.arange(64) & 1
+        assert torch.equal(chosen, torch.where(taken.flatten().bool(), pairs[1], pairs[0]))
+        seen += [*choices.tolist(), *pairs.flatten().tolist()]
+    assert len(set(seen)) == len(seen)
