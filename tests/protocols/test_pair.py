@@ -40,8 +40,8 @@ class Kept:
         return self.content[self.at - size : self.at]
 
 
-def made(case: Case, seeds: dict[str, bytes]) -> tuple[Kept, int]:
-    """The corrections that the pair makes, and the bytes that both send for them over their channel."""
+def made(case: Case, seeds: dict[str, bytes]) -> Kept:
+    """The corrections that the pair makes."""
     correlations, trusted, kept, ends = (
         Correlations(case.program),
         Trusted(),
