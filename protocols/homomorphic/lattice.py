@@ -4,11 +4,11 @@ SEAL does all that is secret: keys, errors, encryption, decryption. Its CKKS add
 and gives back c0 + c1 s, so floor(Q m / t) in it is BFV's embedding of m, here for t = 2^64 as well.
 
 Degree 8192, Q of 50 + 50 + 56 bits, and a prime of 56 bits above it: 212 bits in all, where 218 have 128-bit security
-with a ternary secret (HomomorphicEncryption.org's standard; `narrow` is a context that SEAL checks against it). Two
-contexts have the same secret key. `wide` has these four primes as ciphertexts' own: what is sent first is encrypted
-modulo all four, and the last one is divided away after the product, and most of the noise with it. SEAL sets a
-context's last prime apart; wide's is one more, modulo which nothing is ever published. `narrow` has the fourth prime
-for key switching and for encryption under the public key.
+with a ternary secret and errors of deviation 3.2 (HomomorphicEncryption.org's standard, as SEAL's hestdparms.h has it;
+`narrow` is a context that SEAL checks against it). Two contexts have the same secret key. `wide` has these four primes
+as ciphertexts' own: what is sent first is encrypted modulo all four, and the last one is divided away after the
+product, and most of the noise with it. SEAL sets a context's last prime apart; wide's is one more, modulo which nothing
+is ever published. `narrow` has the fourth prime for key switching and for encryption under the public key.
 
 A ciphertext's second part is uniform, and travels as a seed. SEAL gives (b', a') with b' + a' s = m + e. For a of the
 seed, decrypting (b', a' - a) gives b = m + e - a s, so (b, a) is a ciphertext with the same fresh error.

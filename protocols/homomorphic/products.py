@@ -10,7 +10,8 @@ Values are slots of polynomials modulo primes t (SEAL's BatchEncoder), so number
 not modulo 2^64: the mask must hide them as integers. Shares are taken as signed, so the sum z of both terms is at most
 2^(16 width - 1); the mask is uniform over 2^(16 width + 63) numbers but for its low bits, which r fixes and which are
 uniform if r is. The sum z + mask stays below the product of the primes, and its statistical distance from one that does
-not depend on z is 2^-64 a number at most: 2^-40 over 2^24 numbers, as of the flooding.
+not depend on z is 2^-64 a number at most: |z| of 2^(16 width + 63). The flood of all its residues (replies.py) adds
+little to that.
 
 Who learns what. *Bob* sees ciphertexts: nothing, if ring-LWE is hard. *Alice* sees a uniform share, and noise and high
 bits that she could have drawn herself. Neither checks that the other computes what it should (semi-honest).

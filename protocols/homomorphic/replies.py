@@ -4,14 +4,21 @@ A ciphertext that was computed reveals its factors twice: by its second part, a 
 noise, which the key's holder sees. So the one who replies adds
     an encryption of zero under the public key: the second part is then pseudo-random (ring-LWE, for the ternary secret
     and errors of this one encryption, which SEAL draws), and its own noise joins the rest;
-    uniform noise of 64 bits more than any noise v can have: U and U + v have statistical distance |v| / 2^F <= 2^-64,
-    if U is uniform over 2^F numbers and F = FLOOD_BITS + bits of the bound. The bound holds always, not on average.
-Over 2^24 numbers a query that is 2^-40 in all. What follows is a function of this ciphertext alone, and shows no more:
-the modulus becomes the first two primes', and of each coefficient only the first bits are sent, as a fraction. Of the
-first part only coefficients with a result are sent.
+    uniform noise of at least 64 bits more than any noise v can have: U and U + v have statistical distance |v| / 2^F,
+    if U is uniform over 2^F numbers. F is as large as exactness leaves room for, at least FLOOD_BITS + bits of the
+    bound, so the distance is at most 2^-64. The bound holds always, not on average.
+A number of 8 bytes is near that limit; of narrower ones, and of products modulo a prime, the distance is 2^-72 at most.
+That of a query is at most the sum over its results: 2^-40 for 2^24 numbers of 8 bytes, 2^-36 for 2^28. What follows is
+a function of this ciphertext alone, and shows no more: the modulus becomes the first two primes', and of each
+coefficient only the first bits are sent, as a fraction. Of the first part only coefficients with a result are sent.
 
 *The key's holder* learns message less mask, which is uniform, and noise that it could have drawn itself, up to 2^-64 a
 number. It is exact: noise, flood and what is cut off are together below half a step of the message (`flood_bits`).
+
+Semi-honest only. A key's holder that encrypts something else may have more noise than the bound, or a public key under
+which the second part is no ring-LWE sample, and then reads the other's factors. So one that may deviate must not hold
+the key where the other's factor is private. One that replies otherwise than here shifts results by functions of the
+key, and learns bits of it from what they do.
 """
 
 from __future__ import annotations
@@ -33,6 +40,7 @@ from .lattice import (
 from .residues import Words, as_fraction, fractions, integers, of_fraction, scaled
 
 FLOOD_BITS = 64
+_MOST_FLOOD_BITS = 120  # that are drawn (random_below)
 _SPARE_BITS = 16  # that are sent of a fraction beyond the message: what is cut is DEGREE + 1 of their units at most
 ROUNDING = (DEGREE + 1) // 2 + 1
 """The most noise of a division of the modulus, for a ternary secret."""
@@ -53,14 +61,15 @@ def reply_bytes(modulus: int, count: int) -> int:
 
 
 def flood_bits(modulus: int, noise: int) -> int:
-    """Bits of the uniform noise over a noise of at most `noise`, with the public key's. Errors: HomomorphicError where
-    the result would not be exact."""
+    """Bits of the uniform noise over a noise of at most `noise`, with the public key's: the most with which the result
+    is exact. Errors: HomomorphicError where these are fewer than FLOOD_BITS above the noise."""
     bound, product = noise + FRESH, 1
     for prime in lattice().data.primes:
         product *= prime
-    bits = bound.bit_length() + FLOOD_BITS
     # What is cut off takes a quarter of half a step, the second division and its rounding next to nothing.
-    if 10 * (bound + (1 << (bits - 1))) * 2 * modulus > 7 * product:
+    room = 7 * product // (10 * 2 * modulus) - bound
+    bits = min(max(room, 0).bit_length(), _MOST_FLOOD_BITS)
+    if bits < bound.bit_length() + FLOOD_BITS:
         raise HomomorphicError("this product has more terms than noise can hide exactly; split it along its sum")
     return bits
 

@@ -1,7 +1,8 @@
 """A few random oblivious transfers out of public-key work, from which all others are extended.
 
-Masny and Rindal, "Endemic oblivious transfer" (CCS 2019, https://eprint.iacr.org/2019/706), on the subgroup of prime
-order of libsodium's edwards25519. Of each transfer the sender gets two keys, and the receiver the one of its choice.
+Masny and Rindal, "Endemic oblivious transfer" (CCS 2019, https://eprint.iacr.org/2019/706, figure 8, with
+Diffie-Hellman as the key agreement), on the subgroup of prime order of libsodium's edwards25519. Of each transfer the
+sender gets two keys, and the receiver the one of its choice.
 
 The receiver draws a point r_(1-b) and a scalar t, and sends it with r_b = t G - H(r_(1-b)), in the order of the
 choices. The sender sends s G. The keys are hashes of s (r_j + H(r_(1-j))). The receiver computes the one of its choice
@@ -14,8 +15,8 @@ sense: a malicious party may choose the keys that it gets. These keys only mask 
 case (trees.py), so this gains nothing. The best attack on the curve takes about 2^126 operations: the level of 128
 bits.
 
-H maps two halves of SHA-512 to points and adds them, as hash_to_curve of RFC 9380 does. Session, transfer, and both
-parties' points are in every hash. A point that is not a canonical one of the subgroup is refused.
+H maps two halves of SHA-512 to points and adds them, as hash_to_curve of RFC 9380, section 3, does. Session, transfer,
+and both parties' points are in every hash. A point that is not a canonical one of the subgroup is refused.
 """
 
 from __future__ import annotations

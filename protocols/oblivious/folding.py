@@ -6,10 +6,16 @@ bit p % 64 of word p / 64. Numbers of words are multiples of `WORDS`.
 AES-128 is that of `cryptography`, or the processor's own in the kernels (kernels/transfer.c), which give the same bits.
 
 The hash of row x with tweak i is TMMO, pi(pi(x) xor i) xor pi(x), where pi is AES under a public key (Guo, Katz, Wang,
-Yu, "Efficient and secure multiparty computation from fixed-key block ciphers", https://eprint.iacr.org/2019/074). It is
-tweakable circular correlation robust if AES is an ideal cipher: whoever does not know Delta cannot tell hashes of x xor
-Delta, for any x and tweaks, from random. Its bound grows with the numbers of hashes times guesses, so a key hashes 2^16
-rows at most: the bound leaves 110 of 128 bits. No attack that gains from many rows is known, as tweaks differ.
+Yu, "Efficient and secure multiparty computation from fixed-key block ciphers", https://eprint.iacr.org/2019/074,
+section 7.4). It is tweakable circular correlation robust if AES is an ideal cipher: whoever does not know Delta cannot
+tell hashes of x xor Delta, for any x and tweaks none of which comes twice, from random. Tweaks are a row's number in
+the set-up, and each message's rows have a key of their own (softspoken.py), after Guo, Katz, Wang, Weng and Yu for many
+instances (https://eprint.iacr.org/2019/1168).
+
+The bound grows with hashes times guesses, and an attack meets it. With z = pi(x) xor i, the hash xor i is pi(z) xor z,
+whatever the tweak: so a guess of z is compared with all rows of a key at once, and gives Delta where it fits one. A key
+hashes 2^16 rows at most, so that takes 2^112 guesses; the bound leaves 110 of 128 bits. Besides, inner values of a key
+meet with probability 2^-96, of a set-up's 2^16 keys 2^-80.
 """
 
 from __future__ import annotations

@@ -9,9 +9,10 @@ i has 2^k leaves. The receiver has all leaves, the sender all but leaf Delta_i (
 
 Extension. Leaf y of tree i gives a stream of n bits. The receiver's u_i is the sum (exclusive or) of a tree's streams,
 and v_ij is the sum of those with bit j of y set. The sender computes w_ij = v_ij + Delta_ij u_i: it indexes leaves by y
-xor Delta_i, so the leaf that it misses counts zero times. The choices are u = u_0. For every other tree the receiver
-sends u_i + u, and the sender adds Delta_ij (u_i + u) to w_ij. Row by row, now W = V + u Delta. The sender's results are
-the hashes of W and W + Delta; the receiver's is the hash of V (folding.py).
+xor Delta_i, so the leaf that it misses counts zero times (section 3.1, figure 7). The choices are u = u_0. For every
+other tree the receiver sends u_i + u, and the sender adds Delta_ij (u_i + u) to w_ij (section 3.2, with a repetition
+code). Row by row, now W = V + u Delta. The sender's results are the hashes of W and W + Delta; the receiver's is the
+hash of V (folding.py).
 
 Privacy, semi-honest. r_(1-c) is a hash under Delta, of which the receiver knows nothing. Each u_i holds the stream of a
 leaf that the sender misses, so all that the sender receives is pseudo-random, whatever the choices.
@@ -19,10 +20,15 @@ leaf that the sender misses, so all that the sender receives is pseudo-random, w
 A malicious receiver may send something else than u_i + u, and learn bits of Delta from what the sender then does. So
 both parties add up blocks of 128 rows, times random factors in GF(2^128). The receiver sends the sum of u, and a hash
 of the sums of all v_ij, which the sender computes from its W. Another 128 rows, of factor one, mask these sums and are
-dropped. Errors that do not cancel pass for one value of the bits of Delta that they touch, and otherwise end the
-session: n bits are guessed with probability 2^-n, and all others stay secret. Errors cancel with probability 2^-128.
-The factors come from a hash of all that was sent (Fiat and Shamir), which saves two messages; in the paper the sender
-draws them. So a receiver may try messages: after 2^t hashes, errors have cancelled with probability 2^(t - 128).
+dropped. That is the check of section 4, with the universal hash that Keller, Orsini and Scholl took for it
+(https://eprint.iacr.org/2015/546, figure 10 of its corrected version). Errors of two trees that differ have equal sums
+with probability 2^-128. If they do not, a message passes for one value of the pieces of Delta that it touches, and
+otherwise ends the session: n bits are guessed with probability 2^-n, and all others stay secret.
+
+The factors come from a hash of all that was sent (Fiat and Shamir), as in Doerner and others
+(https://eprint.iacr.org/2023/765, section 5.1), which saves two messages; in the paper the sender draws them. So a
+receiver may try messages: after 2^t hashes it has cheated with probability 2^(t - 115) at most, by one of at most 2^13
+pairs of trees. A check of 40 bits, enough for factors of the sender, would not do here.
 
 A malicious sender sends nothing after the set-up, and learns nothing. It can make results wrong; a protocol that uses
 transfers says what follows from that.

@@ -3,16 +3,17 @@
 A tree of depth d has 2^d leaves (Goldreich, Goldwasser, Micali). Its owner knows the root. The other party chooses a
 leaf x, and learns all others: of each level it gets the sum, by exclusive or, of all nodes on the side that the way to
 x does not take (a left or right child), by a base transfer. It knows all of these but the sibling of the way, so it
-learns that one. That is the punctured PRF of SoftSpokenOT (Roy, CRYPTO 2022, https://eprint.iacr.org/2022/192).
+learns that one. That is the punctured PRF of SoftSpokenOT (Roy, CRYPTO 2022, https://eprint.iacr.org/2022/192, figure
+13).
 
 The owner learns nothing of x from this (base_transfer.py). The other party learns nothing of the leaf at x: on every
 level, the node on the way is pseudo-random, and so is a sum that it is part of.
 
 A malicious owner may send sums of no tree. So each leaf also gives 32 bytes for a check: the owner sends their sum for
-each tree, by which the other party fills in the one at x, and the hash of all (the check of that paper). What passes is
-one set of leaves for every x that passes, up to a collision of SHA-256. Whether the check passes may depend on x: such
-an owner guesses bits of x, and is caught if it guesses wrong; n bits are guessed with probability 2^-n. The extension's
-proof allows that (softspoken.py).
+each tree, by which the other party fills in the one at x, and the hash of all (figure 14). What passes is one set of
+leaves for every x that passes, up to a collision of SHA-256. Whether the check passes may depend on x: such an owner
+guesses bits of x, and is caught if it guesses wrong; n bits are guessed with probability 2^-n. The extension's proof
+allows that (softspoken.py).
 
 A node is 32 bytes, and its children are SHA-512 of it with session, tree, level and place, so guesses of a seed fit one
 node alone. Leaves are seeds of key streams: AES's key, and a secret first counter (streams.py says why).

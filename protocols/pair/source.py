@@ -120,18 +120,20 @@ def make_corrections(
 ) -> int:
     """Make a program's corrections, and write them at the server; returns the rounds.
 
-    `stream`: this party's masks. `walk`: runs the program's offline phase, from its beginning, with a source; the
-    server's weights are those in the clear, the client's masked ones are zeros. Errors: `CorrelationError`.
+    `stream`: this party's masks, which nothing was made of before. `walk`: runs the program's offline phase, from its
+    beginning, with a source; the server's weights are those in the clear, the client's masked ones are zeros. Errors:
+    `CorrelationError`, also of a stream that was used, and of all calls after one that failed.
     """
     derived: dict[int, Tensor] = {}
     widths: list[int] = []
     rounds = 0
-    for last in range(WALKS):
-        source = PairSource(pair.leader, stream, bool(last), derived)
-        walk(source)
-        widths = source.widths
-        rounds += _evaluated(pair, source, wire, derived)
-        pair.kept.clear()
+    with pair.using(stream):
+        for last in range(WALKS):
+            source = PairSource(pair.leader, stream, bool(last), derived)
+            walk(source)
+            widths = source.widths
+            rounds += _evaluated(pair, source, wire, derived)
+            pair.kept.clear()
     if corrections is not None:
         for number, width in enumerate(widths):
             corrections.write(derived[number], width)

@@ -19,11 +19,16 @@ Who learns what. Opened wires are masked by random bits of which each party hold
 random bit of the receiver's, and d by the one of r0 and r1 that it has not. Of two numbers the server learns the chosen
 one, as the other's mask is unknown to it; and that, like v1 - s, is masked by s, the client's key stream for this value
 alone: it is what the dealer's correction would be.
+
+Once, and fail closed. A stream's s masks one run: in a second one a server that chose another b0, or another weight,
+would learn the difference of both corrections, hence b or A (W - W'). So a pair refuses a stream that it has used, and
+after an error everything: a new session has new seeds and new transfers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,8 +37,10 @@ from torch import Tensor
 
 from ..beaver.bitslice import from_plane, to_planes
 from ..beaver.values import Shape
+from ..errors import CorrelationError
 from ..ring import logical_shift, top_bit
 from ..rounds import Step, Swap
+from ..streams import Stream
 from ..wire import wire_bytes
 from .transfers import Crossed, TransferPool
 
@@ -62,11 +69,29 @@ class Chooser:
 
 @dataclass
 class Pair:
-    """One party of the two. `leader`: the server. `kept`: what several recipes read; None while it is being made."""
+    """One party of the two. `leader`: the server. `kept`: what several recipes read; None while it is being made.
+
+    `spent`: keys of the streams whose masks were used; `failed`: whether something has, or is not finished.
+    """
 
     leader: bool
     pool: TransferPool
     kept: dict[object, Tensor | None] = field(default_factory=dict)
+    spent: set[bytes] = field(default_factory=set)
+    failed: bool = False
+
+    @contextmanager
+    def using(self, stream: Stream) -> Iterator[None]:
+        """While corrections are made of a stream's masks. Errors: CorrelationError for one that was used, and for any
+        after an error."""
+        if self.failed:
+            raise CorrelationError("corrections without a dealer: failed before; start a new session")
+        if stream.key in self.spent:
+            raise CorrelationError("corrections without a dealer: this seed's masks were used before; draw a new seed")
+        self.spent.add(stream.key)
+        self.failed = True
+        yield
+        self.failed = False
 
     def once(self, key: object, step: Callable[[], One]) -> One:
         """The result of a step that is taken once, by who comes first; others wait."""

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from blindformer.models.program.correlations import Correlations
 from blindformer.models.program.program import Program
 from blindformer.protocols.beaver.cells import ExpNumbers
 from blindformer.protocols.beaver.fourier import Waves
 from blindformer.protocols.beaver.lookup import MaskPlace, Place
 from blindformer.protocols.beaver.reveal import Divided
 from blindformer.protocols.beaver.source import Recipe
-from blindformer.protocols.errors import CorrelationError
+from blindformer.protocols.errors import CorrelationError, PeerGone
 from blindformer.protocols.pair.evaluations import evaluate
 from blindformer.protocols.pair.source import PairSource, PairWire
 from blindformer.protocols.pair.steps import Derivation
@@ -132,3 +133,52 @@ def test_what_two_parties_cannot_make_is_named_before_anything_is_sent():
     source = PairSource(True, Stream(new_seed(), "query"), False, {})
     with pytest.raises(CorrelationError, match="Unknown: two parties alone cannot make it yet"):
         source.derived("1", (3,), Unknown())
+
+
+def test_after_an_error_a_pair_makes_nothing_more():
+    """Half of its steps were taken, and the peer may have seen them: another try needs other masks and transfers."""
+    case = case_of("relu")
+    correlations, pair, calls = Correlations(case.program), Trusted().pair(True), []
+
+    def lost(parts):
+        calls.append(len(parts))
+        raise PeerGone("client", "closed the connection", "start it again")
+
+    with pytest.raises(PeerGone):
+        correlations.make(pair, Stream(new_seed(), "query"), lost, case.weights)
+    for _ in range(2):
+        with pytest.raises(CorrelationError, match="failed before; start a new session"):
+            correlations.make(pair, Stream(new_seed(), "query"), lost, case.weights)
+    assert len(calls) == 1
+
+
+def test_masks_of_one_seed_are_used_once():
+    """A second run under the same masks would send the difference of two corrections."""
+    case, pair, seed = case_of("relu"), Trusted().pair(False), new_seed()
+    server, client = memory_pair("server", "client", 1)
+    with pair.using(Stream(seed, "query")):
+        pass
+    wire = PairWire.over(client, Trusted().products(False))
+    with pytest.raises(CorrelationError, match="masks were used before; draw a new seed"):
+        Correlations(case.program).make(pair, Stream(seed, "query"), wire, {})
+    assert client.meter.sent == server.meter.sent == 0
+    with pair.using(Stream(seed, "another query")):
+        pass
+
+
+def test_a_pool_gives_each_transfer_once():
+    """In whatever pieces: products of shared bits hold, numbers are those chosen, and no word comes twice."""
+    trusted = Trusted()
+    server, client = trusted.pair(True).pool, trusted.pair(False).pool
+    seen: list[int] = []
+    for shape in ((3,), (2, 700), (1, 5), (1024,)):
+        mine, theirs = server.triples(shape), client.triples(shape)
+        assert torch.equal((mine.a ^ theirs.a) & (mine.b ^ theirs.b), mine.product ^ theirs.product)
+        seen += [word for part in (*mine, *theirs) for word in part.flatten().tolist()]
+    for words in (1, 30, 1025):
+        choices, chosen = server.received_numbers(words)
+        pairs = client.sent_numbers(words)
+        taken = choices[:, None] >> torch.arange(64) & 1
+        assert torch.equal(chosen, torch.where(taken.flatten().bool(), pairs[1], pairs[0]))
+        seen += [*choices.tolist(), *pairs.flatten().tolist()]
+    assert len(set(seen)) == len(seen)

@@ -16,9 +16,9 @@ from blindformer.protocols.homomorphic.lattice import (
     lattice,
     random_words,
 )
-from blindformer.protocols.homomorphic.linear import LinearClient, LinearServer, linear_cost
+from blindformer.protocols.homomorphic.linear import LinearClient, LinearServer, blocks, linear_cost
 from blindformer.protocols.homomorphic.products import ProductAlice, ProductBob, product_cost
-from blindformer.protocols.homomorphic.replies import FLOOD_BITS, flood_bits
+from blindformer.protocols.homomorphic.replies import FLOOD_BITS, FRESH, flood_bits, fractions_of
 from blindformer.protocols.homomorphic.residues import as_fraction, fractions, integers, of_fraction, scaled
 from blindformer.protocols.kernels import library
 
@@ -119,6 +119,31 @@ def test_noise_that_the_keys_holder_sees_is_the_flood_whatever_the_other_multipl
     for one in seen:
         assert abs(one).max() < 1.3 * reach  # the flood, and what is cut off
         assert one.std() == pytest.approx(reach / 3**0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("modulus", [1 << 8, 1 << 32, (1 << 48) - 1, 1 << 56, 1 << 64])
+def test_the_flood_takes_all_room_that_exactness_leaves(modulus):
+    """Up to 0.7 of half a step of the message, and never less than 2^64 times the noise; 120 bits are drawn at most."""
+    noise = 1 << 20
+    bits, step = flood_bits(modulus, noise), np.prod([float(q) for q in lattice().data_primes]) / modulus
+    assert bits >= (noise + FRESH).bit_length() + FLOOD_BITS
+    assert noise + FRESH + 2.0 ** (bits - 1) <= 0.7 * step / 2
+    assert bits == 120 or 2.0**bits > 0.69 * step / 2
+
+
+def test_weights_that_are_none_read_bits_of_the_other_factor(key, public):
+    """Why a server that may deviate must not have the key: with half a step of the message as a weight, the lowest bit
+    of each of the client's numbers is where only noise should be, and R does not mask it."""
+    width, primes = 4, lattice().primes
+    half = (primes[0] * primes[1] * primes[2] >> 8 * width) // 2
+    grid = np.zeros((4, 64, DEGREE // 64), dtype=np.uint64)
+    for prime, plane in zip(primes, grid, strict=True):
+        plane[range(64), range(64)] = half * primes[3] % prime
+    client = LinearClient(public, key.encrypted(grid.reshape(4, DEGREE)), (1, 64, 64), width)
+    a, r = uniform_integers(1, 64), uniform_integers(1, 64)
+    seen = fractions_of(key, client.reply(a, r), 1 << 8 * width, blocks(64)[0].places(1), 64)
+    below = seen & np.uint64(0xFFFFFFFF)  # of a step
+    assert ((below > 1 << 30) & (below < 3 << 30)).tolist() == (a[0] & 1).bool().tolist()
 
 
 def test_a_mask_is_all_that_the_keys_holder_decrypts(key, public):

@@ -6,7 +6,7 @@ import secrets
 
 import pytest
 from blindformer.protocols.errors import PeerProtocolError
-from blindformer.protocols.oblivious.base_transfer import POINT_BYTES, receive_keys, send_keys
+from blindformer.protocols.oblivious.base_transfer import POINT_BYTES, _to_point, receive_keys, send_keys
 from nacl import bindings as sodium
 
 from .parties import both, ends
@@ -51,6 +51,17 @@ def test_a_receiver_refuses_what_is_no_point(bad):
     to_receiver, to_sender = ends()
     with pytest.raises(PeerProtocolError, match=r"^sender: sent what is no point of the curve; end the session;"):
         both(lambda: to_receiver.exchange(bad, 2 * POINT_BYTES), lambda: receive_keys(to_sender, NAME, [1]))
+
+
+def test_a_sender_refuses_points_whose_key_is_known_to_all():
+    """Of each transfer a receiver can choose one point so that the sum with the other's hash is the neutral element."""
+    to_receiver, to_sender = ends()
+    first = point()
+    hashed = _to_point(NAME, 0, 1, first)  # for the second
+    second = sodium.crypto_core_ed25519_scalar_negate((1).to_bytes(32, "little"))
+    second = sodium.crypto_scalarmult_ed25519_noclamp(second, hashed)
+    with pytest.raises(PeerProtocolError, match=r"^receiver: sent points that add up to none; end the session;"):
+        both(lambda: send_keys(to_receiver, NAME, 1), lambda: to_sender.exchange(first + second, POINT_BYTES))
 
 
 def test_what_the_receiver_sends_has_no_byte_of_its_choice():

@@ -55,6 +55,18 @@ def test_a_row_s_hash_is_tmmo(level):
     assert (plane[0] >> torch.arange(64) & 1).tolist() == (numbers & 1).tolist()
 
 
+def test_tweaks_do_not_part_the_rows_of_a_key():
+    """Why a key hashes few rows: a guess z gives pi(z) xor z, which is the hash xor tweak of any row with this z."""
+    encrypt = Cipher(algorithms.AES(FIPS_KEY), modes.ECB()).encryptor().update
+    decrypt = Cipher(algorithms.AES(FIPS_KEY), modes.ECB()).decryptor().update
+    z = bytes(range(100, 116))
+    inner = [words(z) ^ torch.tensor([tweak, 0]) for tweak in range(64)]  # pi of a row
+    rows = torch.stack([words(decrypt(one.numpy().tobytes())) for one in inner])
+    hashes = hash_rows(rows, torch.zeros(2, dtype=torch.int64), 0, words(FIPS_KEY), 8, torch.empty(64).long())
+    guess = (words(encrypt(z)) ^ words(z))[0]
+    assert torch.equal(hashes ^ torch.arange(64), guess.repeat(64))
+
+
 def reversed_bits(block: str) -> Tensor:
     """GCM's blocks have the coefficient of x^0 in a byte's highest bit."""
     return words(bytes(int(f"{byte:08b}"[::-1], 2) for byte in bytes.fromhex(block)))

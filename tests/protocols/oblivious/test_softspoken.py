@@ -83,6 +83,29 @@ def test_choices_and_results_are_balanced_and_never_the_same_twice():
     assert not torch.equal(other, c)
 
 
+def test_no_two_messages_hash_rows_under_one_key_or_tweak():
+    """Of both directions and another session of one name, too; and of few rows each (folding.py says why)."""
+    used: list[tuple[bytes, int, int]] = []
+    for direction in (DIRECTION, DIRECTION, "client to server"):
+        channels = ends()
+        parties = both(
+            partial(RandomTransfers.sender, channels[0], SESSION, direction),
+            partial(RandomTransfers.receiver, channels[1], SESSION, direction),
+        )
+        for party in parties:
+            party.__class__ = type("Noting", (party.__class__,), {"noted": used, "_hashed": noted_hashes})
+        for count, width in ((700, 0), (700, 8), (BATCH + 1, 0)):
+            check(*parties, count, width)
+    assert len(used) == 24  # both parties of 12 messages
+    assert len({key for key, _, _ in used}) == len(set(used)) == 12
+    assert max(rows for _, _, rows in used) <= 1 << 16
+
+
+def noted_hashes(self, planes, offsets, first, key, width, outs) -> None:
+    self.noted.append((key.numpy().tobytes(), first, 64 * planes.shape[1]))
+    super(self.__class__, self)._hashed(planes, offsets, first, key, width, outs)
+
+
 @pytest.mark.parametrize("depth", [1, 3, 8])
 def test_the_price_is_what_a_channel_counts(depth):
     channels = ends()
