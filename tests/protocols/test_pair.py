@@ -45,10 +45,10 @@ class Kept:
         return self.content[self.at - size : self.at]
 
 
-def made(case: Case, seeds: dict[str, bytes]) -> tuple[Kept, int]:
-    """The corrections that the pair makes, and the bytes that both send for them over their channel."""
+def made(case: Case, seeds: dict[str, bytes], runs: int = 1) -> Kept:
+    """The corrections that the pair makes."""
     correlations, trusted, kept, ends = (
-        Correlations(case.program),
+        Correlations(case.program, runs=runs),
         Trusted(),
         Kept(),
         memory_pair("server", "client", 20),
@@ -96,9 +96,9 @@ def test_answers_are_right_with_what_the_pair_made(name):
     check(case, asked(case, seeds, made(case, seeds)))
 
 
-def dealt(case: Case, seeds: dict[str, bytes]) -> Kept:
+def dealt(case: Case, seeds: dict[str, bytes], runs: int = 1) -> Kept:
     """What a dealer sends of the same seeds, with the weights as their masks."""
-    correlations, kept = Correlations(case.program), Kept()
+    correlations, kept = Correlations(case.program, runs=runs), Kept()
     streams = [Stream(seeds[role], "query") for role in ("server", "client")]
     correlations.deal(streams, Corrections(kept, correlations.layout), case.weights)
     return kept
@@ -129,6 +129,17 @@ def test_tables_are_read_by_the_keys_and_numbers_that_a_dealer_would_make(cells,
     kept = made(case, seeds)
     assert kept.content == dealt(case, seeds).content
     check(case, asked(case, seeds, kept))
+
+
+def test_several_queries_are_made_together():
+    """Their points are in the same groups, and their bits begin words of their own."""
+    d, data = Draft(), Data(1)
+    x = hidden(d, data, 70, bits=18)
+    d("lookup", x, d.constant(data.ints(64, 4, bits=12)), start=-5, bits=18, low=12, drop=0)
+    d("lookup", x, d.constant(data.ints(64, 1, bits=12)), start=-5, bits=18, low=12, drop=12, width=24)
+    d("less", x, threshold=17, bits=18)
+    case, seeds = d.case(), fresh_seeds()
+    assert made(case, seeds, runs=3).content == dealt(case, seeds, runs=3).content
 
 
 def derived(shares: dict[str, Recipe], shape: tuple[int, ...], width: int) -> torch.Tensor:
