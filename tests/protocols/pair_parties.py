@@ -56,9 +56,9 @@ def trusted() -> Start:
     return lambda end, leader: (both.pair(leader), PairWire.over(end, both.products(leader)))
 
 
-def made(case: Case, seeds: dict[str, bytes], start: Start | None = None, times: int = 1) -> Made:
+def made(case: Case, seeds: dict[str, bytes], start: Start | None = None, times: int = 1, runs: int = 1) -> Made:
     """The corrections that the pair makes of one session, so many times, one after the other."""
-    correlations, ends = Correlations(case.program), memory_pair("server", "client", PATIENCE)
+    correlations, ends = Correlations(case.program, runs=runs), memory_pair("server", "client", PATIENCE)
     out, start = Made(ends), start or trusted()
 
     def party(role: str, end: MemoryChannel) -> None:
@@ -78,9 +78,9 @@ def made(case: Case, seeds: dict[str, bytes], start: Start | None = None, times:
     return out
 
 
-def dealt(case: Case, seeds: dict[str, bytes]) -> Kept:
+def dealt(case: Case, seeds: dict[str, bytes], runs: int = 1) -> Kept:
     """What a dealer sends for the first query, with the weights as their masks."""
-    kept, correlations = Kept(), Correlations(case.program)
+    kept, correlations = Kept(), Correlations(case.program, runs=runs)
     streams = [Stream(seeds[role], "query 0") for role in ("server", "client")]
     correlations.deal(streams, Corrections(kept, correlations.layout), case.weights)
     return kept

@@ -64,6 +64,17 @@ def test_tables_are_read_by_the_keys_and_numbers_that_a_dealer_would_make(cells,
     check(case, asked(case, seeds, kept))
 
 
+def test_several_queries_are_made_together():
+    """Their points are in the same groups, and their bits begin words of their own."""
+    d, data = Draft(), Data(1)
+    x = hidden(d, data, 70, bits=18)
+    d("lookup", x, d.constant(data.ints(64, 4, bits=12)), start=-5, bits=18, low=12, drop=0)
+    d("lookup", x, d.constant(data.ints(64, 1, bits=12)), start=-5, bits=18, low=12, drop=12, width=24)
+    d("less", x, threshold=17, bits=18)
+    case, seeds = d.case(), fresh_seeds()
+    assert made(case, seeds, runs=3).kept[0].content == dealt(case, seeds, runs=3).content
+
+
 def derived(shares: dict[str, Recipe], shape: tuple[int, ...], width: int) -> torch.Tensor:
     """What both make of a recipe: the server's correction and the client's share together."""
     trusted, ends, results = Trusted(), memory_pair("server", "client", 20), {}

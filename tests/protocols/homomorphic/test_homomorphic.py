@@ -125,7 +125,7 @@ def test_noise_that_the_keys_holder_sees_is_the_flood_whatever_the_other_multipl
 def test_the_flood_takes_all_room_that_exactness_leaves(modulus):
     """Up to 0.7 of half a step of the message, and never less than 2^64 times the noise; 120 bits are drawn at most."""
     noise = 1 << 20
-    bits, step = flood_bits(modulus, noise), np.prod([float(q) for q in lattice().data_primes]) / modulus
+    bits, step = flood_bits(modulus, noise), np.prod([float(q) for q in lattice().data.primes]) / modulus
     assert bits >= (noise + FRESH).bit_length() + FLOOD_BITS
     assert noise + FRESH + 2.0 ** (bits - 1) <= 0.7 * step / 2
     assert bits == 120 or 2.0**bits > 0.69 * step / 2
