@@ -25,14 +25,14 @@ from torch import Tensor
 
 from ..channel import Buffer, Frames
 from ..errors import CorrelationError
-from ..homomorphic.lattice import DEGREE, LatticeKey, LatticePublic, random_words
+from ..homomorphic.lattice import DEGREE, MOST_MERGES, LatticeKey, LatticePublic, random_words
 from ..homomorphic.linear import LinearClient, LinearServer, linear_cost
 from ..homomorphic.linear import Shape as MatrixShape
 from ..homomorphic.products import ProductAlice, ProductBob, product_cost
 from .matrix_batches import Batches
 from .transfers import Crossed
 
-PIECE_ROWS = 1 << 9  # of a product of matrices: whole ciphertexts, whatever the columns
+PIECE_ROWS = 1 << MOST_MERGES  # of a product of matrices: whole ciphertexts, whatever the columns
 PIECE_BYTES = 1 << 24  # of a request for more than one matrix
 
 
@@ -302,4 +302,4 @@ def _two_terms(numbers: Tensor) -> Tensor:
 
 def _matrices_a_piece(rows: int, request: int) -> int:
     """Of a batch; `request`: bytes for one."""
-    return max(1, min(-(-PIECE_ROWS // rows), PIECE_BYTES // request))
+    return max(1, min(PIECE_ROWS // rows, PIECE_BYTES // request))

@@ -17,7 +17,7 @@ from blindformer.protocols.channel import Channel
 from blindformer.protocols.errors import CorrelationError, PeerProtocolError
 from blindformer.protocols.homomorphic.lattice import DEGREE, LatticeKey, LatticePublic, random_words
 from blindformer.protocols.homomorphic.products import product_cost
-from blindformer.protocols.pair.crossed_products import PIECE_ROWS, EncryptedProducts
+from blindformer.protocols.pair.crossed_products import EncryptedProducts
 from blindformer.protocols.pair.declared import KeptWeights, pair_cost, setup_traffic
 from blindformer.protocols.pair.engines import set_up
 from blindformer.protocols.pair.transfers import Crossed
@@ -90,9 +90,9 @@ def test_products_of_all_kinds_shapes_and_widths_of_a_round():
         crossed("product", uniform(1, many), uniform(1, many), 8),
         crossed("product", uniform(1, 7), uniform(1, 7), 1, chosen=uniform(7)),
         crossed("matrix", uniform(2, 3, 5, 4), uniform(2, 3, 4, 6), 6),
-        crossed("matrix", uniform(40, 30, 3), uniform(40, 3, 2), 5),  # several pieces
+        crossed("matrix", uniform(7, 30, 3), uniform(7, 3, 2), 5),  # several pieces
         crossed("matrix", uniform(2, 3, 5, 4), uniform(1, 3, 4, 6), 8),
-        crossed("linear", uniform(2, PIECE_ROWS, 4), uniform(4, 3), 8, name="w", chosen=uniform(2, PIECE_ROWS, 3)),
+        crossed("linear", uniform(2, 70, 4), uniform(4, 3), 8, name="w", chosen=uniform(2, 70, 3)),
         crossed("linear", uniform(4), uniform(4, 3), 7, name="w"),
         crossed("linear", uniform(2, 1, 5, 4), uniform(3, 4, 6), 2, name="heads"),
     ]
