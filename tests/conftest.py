@@ -105,6 +105,14 @@ def pytest_addoption(parser):
     parser.addoption("--record-seconds", action="store_true", help=f"write the seconds of each file to {SECONDS.name}")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """`make test` need not import what it does not run: files that are slow as a whole, and what they import."""
+    name = collection_path.as_posix().rpartition("/tests/")[2]
+    if config.option.markexpr == "not slow" and name.startswith(SLOW):
+        return True
+    return None
+
+
 def pytest_collection_modifyitems(items):
     """Files that take longest come first: none of these is left to one worker at the end."""
     seconds = json.loads(SECONDS.read_text())

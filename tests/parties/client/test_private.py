@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 import warnings
 from importlib.util import find_spec
@@ -11,8 +10,7 @@ import blindformer as bf
 import pytest
 import torch
 from blindformer.parties.client.private import InsecureProtocol, PrivateError
-from blindformer.tests.patience import PATIENCE
-from blindformer.tests.shared.threads import ThreadParties, in_threads
+from blindformer.tests.shared.threads import in_threads
 from blindformer.tests.shared.tiny import tiny_config
 from torch.utils import _pytree as pytree
 from transformers import BertModel
@@ -77,20 +75,6 @@ def test_outputs_keep_their_type_and_may_be_one_number(protocol):
     for name, expected in Several()(**inputs[1]).items():
         assert (answer[name].dtype, answer[name].shape) == (expected.dtype, expected.shape)
         assert (answer[name].float() - expected.float()).abs().max() < 2.0**-10
-
-
-def test_threads_may_make_private_models_at_once(loaded, batches, aside):
-    """Tracing a model has the whole process's modules patched for a while."""
-    example = dict(batches[0])
-
-    def made():
-        private = bf.make_private(copy.deepcopy(loaded.model), protocol="clear", calibration=batches, example=example)
-        return private(**example).logits
-
-    with torch.no_grad():
-        expected = loaded.model(**example).logits
-    for future in [aside(made) for _ in range(4)]:
-        torch.testing.assert_close(future.result(), expected, atol=0.02, rtol=0)
 
 
 @pytest.mark.slow
@@ -248,11 +232,3 @@ def test_what_cannot_be_traced_is_named():
             bf.make_private(model, protocol="clear")
     with pytest.raises(bf.BlindformerError, match=r"^Linear: does not run on these inputs: mat1 and mat2 shapes"):
         bf.compile(torch.nn.Linear(4, 3), {"input": torch.zeros(1, 5)})
-
-
-def test_a_failing_thread_is_the_error_reported(loaded, batches):
-    private = bf.make_private(loaded.model, protocol="clear", calibration=batches)
-    compiled = private.prepare(batches[0])
-    compiled.weights.pop(next(iter(compiled.program.weight_shapes())))
-    with pytest.raises(KeyError):
-        ThreadParties(compiled, timeout=PATIENCE)
