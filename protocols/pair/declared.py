@@ -59,26 +59,37 @@ def setup_traffic(depth: int = DEPTH) -> Traffic:
     return Traffic(both + PUBLIC_BYTES, both)
 
 
-def pair_cost(walk: Callable[[Source], object], kept: KeptWeights | None = None, depth: int = DEPTH) -> PairCost:
-    """Of one program. `walk`: as of `make_corrections`, with any weights; `kept`: the weights that the session has set
-    up, to which this adds."""
-    out = PairCost()
-    pool = TransferPool(True, _DeclaredTransfers(out, depth, True), _DeclaredTransfers(out, depth, False))
+class SessionCosts:
+    """Of a session's programs, in the order in which they are made: weights and transfers are left of one for the next.
 
-    def swaps(parts: list[Swap]) -> list[Tensor | None]:
-        out.add("shares", sum(part.send_bytes for part in parts), sum(part.expect_bytes for part in parts))
+    costs = SessionCosts()
+    first, second = costs.of(walk), costs.of(walk)
+    """
+
+    def __init__(self, depth: int = DEPTH) -> None:
+        self.out = PairCost()
+        self._pair = Pair(
+            True, TransferPool(True, *(_DeclaredTransfers(self, depth, sends) for sends in (True, False)))
+        )
+        self._wire = PairWire(self._swaps, _DeclaredProducts(self, {}))
+
+    def of(self, walk: Callable[[Source], object]) -> PairCost:
+        """Of the next. `walk`: as of `make_corrections`, with any weights."""
+        self.out = PairCost()
+        self.out.rounds = make_corrections(self._pair, Stream(new_seed(), "count"), walk, self._wire)
+        return self.out
+
+    def _swaps(self, parts: list[Swap]) -> list[Tensor | None]:
+        sizes = sum(part.send_bytes for part in parts), sum(part.expect_bytes for part in parts)
+        self.out.add("shares", *sizes)
         return [None if part.expect is None else torch.zeros(part.expect, dtype=torch.int64) for part in parts]
-
-    wire = PairWire(swaps, _DeclaredProducts(out, {} if kept is None else kept))
-    out.rounds = make_corrections(Pair(True, pool), Stream(new_seed(), "count"), walk, wire)
-    return out
 
 
 @dataclass
 class _DeclaredTransfers:
     """One direction's, at the server, which sends or receives them."""
 
-    out: PairCost
+    costs: SessionCosts
     depth: int
     sends: bool
 
@@ -91,18 +102,18 @@ class _DeclaredTransfers:
     def _counted(self, count: int, *sizes: int) -> tuple[Tensor, Tensor]:
         from_receiver, from_sender, _ = cost(count, self.depth)
         both = (from_sender, from_receiver) if self.sends else (from_receiver, from_sender)
-        self.out.add("transfers", *both)
+        self.costs.out.add("transfers", *both)
         first, second = (torch.zeros(size, dtype=torch.int64) for size in sizes)
         return first, second
 
 
 @dataclass
 class _DeclaredProducts:
-    out: PairCost
+    costs: SessionCosts
     kept: KeptWeights
 
     def cross(self, jobs: Sequence[Crossed]) -> list[Tensor]:
         cut = Cut(True, jobs, self.kept)
         for piece in cut.pieces():
-            self.out.add(piece.kind, piece.request_bytes, piece.reply_bytes)
+            self.costs.out.add(piece.kind, piece.request_bytes, piece.reply_bytes)
         return cut.shares()

@@ -18,7 +18,7 @@ from blindformer.protocols.errors import CorrelationError, PeerProtocolError
 from blindformer.protocols.homomorphic.lattice import DEGREE, LatticeKey, LatticePublic, random_words
 from blindformer.protocols.homomorphic.products import product_cost
 from blindformer.protocols.pair.crossed_products import EncryptedProducts
-from blindformer.protocols.pair.declared import KeptWeights, pair_cost, setup_traffic
+from blindformer.protocols.pair.declared import SessionCosts, setup_traffic
 from blindformer.protocols.pair.engines import set_up
 from blindformer.protocols.pair.transfers import Crossed
 from blindformer.protocols.ring import Ring
@@ -52,8 +52,8 @@ def test_a_models_answers_are_a_dealers_and_cost_what_is_declared():
     answer, expected = asked(case, seeds, out.kept[0]), asked(case, seeds, dealt(case, seeds))
     assert answer.keys() == expected.keys()
     assert all(torch.equal(answer[name], expected[name]) for name in expected)
-    weights: KeptWeights = {}
-    costs = [pair_cost(Correlations(case.program).pair_walk({}), weights) for _ in range(2)]
+    declared = SessionCosts()
+    costs = [declared.of(Correlations(case.program).pair_walk({})) for _ in range(2)]
     assert [cost.rounds for cost in costs] == out.rounds
     assert ["weights" in cost.traffic for cost in costs] == [True, False]
     meter = out.ends[1].meter.since(out.set_up["client"])
