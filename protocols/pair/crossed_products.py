@@ -79,7 +79,9 @@ class WeightPiece(Piece):
     weights: Tensor  # at the server
     kept: KeptWeights
 
-    kind = "weights"
+    @property
+    def kind(self) -> str:
+        return "weights"
 
     def __post_init__(self) -> None:
         batch, inner, columns = self.key.shape
@@ -139,7 +141,9 @@ class ProductPiece(Piece):
     width: int
     alice: ProductAlice | None = None
 
-    kind = "product"
+    @property
+    def kind(self) -> str:
+        return "product"
 
     def __post_init__(self) -> None:
         terms, count = self.numbers.shape
