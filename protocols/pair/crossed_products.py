@@ -161,7 +161,7 @@ class ProductPiece(Piece):
         self.shares.copy_(self.alice.share(reply))
 
 
-class Cut:
+class CutProducts:
     """The pieces of a round's jobs, and their shares: random at the client where it has not chosen them."""
 
     def __init__(self, leader: bool, jobs: Sequence[Crossed], kept: KeptWeights) -> None:
@@ -262,7 +262,7 @@ class EncryptedProducts:
         if not self._open:
             raise CorrelationError("encrypted products: failed before; start a new session")
         self._open = False
-        cut = Cut(isinstance(self._key, LatticeKey), jobs, self._weights)
+        cut = CutProducts(isinstance(self._key, LatticeKey), jobs, self._weights)
         if isinstance(self._key, LatticeKey):
             self._ask(self._key, cut.pieces())
         else:

@@ -16,14 +16,14 @@ from ..homomorphic.lattice import PUBLIC_BYTES
 from ..oblivious.softspoken import DEPTH, cost, setup_cost
 from ..rounds import Swap
 from ..streams import Stream, new_seed
-from .crossed_products import Cut, KeptWeights
+from .crossed_products import CutProducts, KeptWeights
 from .source import PairWire, make_corrections
 from .steps import Pair
 from .transfers import WORD, Crossed, TransferPool
 
 
 @dataclass
-class Traffic:
+class BothWays:
     """Payload in bytes."""
 
     to_client: int = 0
@@ -39,24 +39,24 @@ class PairCost:
     """Of corrections. `traffic`: by kind; "weights": once a session. `rounds`: of the walks."""
 
     rounds: int = 0
-    traffic: dict[str, Traffic] = field(default_factory=dict)
+    traffic: dict[str, BothWays] = field(default_factory=dict)
 
     def add(self, kind: str, to_client: int, to_server: int) -> None:
-        self.traffic.setdefault(kind, Traffic()).add(to_client, to_server)
+        self.traffic.setdefault(kind, BothWays()).add(to_client, to_server)
 
     @property
-    def total(self) -> Traffic:
-        total = Traffic()
+    def total(self) -> BothWays:
+        total = BothWays()
         for one in self.traffic.values():
             total.add(one.to_client, one.to_server)
         return total
 
 
-def setup_traffic(depth: int = DEPTH) -> Traffic:
+def setup_traffic(depth: int = DEPTH) -> BothWays:
     """Of a session, once, without its weights."""
     one = setup_cost(depth)
     both = one.from_receiver + one.from_sender
-    return Traffic(both + PUBLIC_BYTES, both)
+    return BothWays(both + PUBLIC_BYTES, both)
 
 
 class SessionCosts:
@@ -113,7 +113,7 @@ class _DeclaredProducts:
     kept: KeptWeights
 
     def cross(self, jobs: Sequence[Crossed]) -> list[Tensor]:
-        cut = Cut(True, jobs, self.kept)
+        cut = CutProducts(True, jobs, self.kept)
         for piece in cut.pieces():
             self.costs.out.add(piece.kind, piece.request_bytes, piece.reply_bytes)
         return cut.shares()
