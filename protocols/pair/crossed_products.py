@@ -49,15 +49,12 @@ KeptWeights = dict[WeightKey, LinearClient | None]  # the client's; None at the 
 
 @dataclass
 class Piece:
-    """A request of the server and a reply of the client, of known sizes; of 0 bytes nothing is sent."""
+    """A request of the server and a reply of the client, of known sizes; of 0 bytes nothing is sent. `kind`: what they
+    are counted as."""
 
+    kind: str = field(init=False, default="")
     request_bytes: int = field(init=False, default=0)
     reply_bytes: int = field(init=False, default=0)
-
-    @property
-    def kind(self) -> str:
-        """What its bytes are counted as."""
-        raise NotImplementedError
 
     def request(self, key: LatticeKey) -> bytes:
         """At the server."""
@@ -79,12 +76,8 @@ class WeightPiece(Piece):
     weights: Tensor  # at the server
     kept: KeptWeights
 
-    @property
-    def kind(self) -> str:
-        return "weights"
-
     def __post_init__(self) -> None:
-        batch, inner, columns = self.key.shape
+        self.kind, (batch, inner, columns) = "weights", self.key.shape
         self.request_bytes = linear_cost(batch, 1, inner, columns, self.key.width)[0]
 
     def request(self, key: LatticeKey) -> bytes:
@@ -112,13 +105,9 @@ class MatrixPiece(Piece):
 
     def __post_init__(self) -> None:
         (batch, rows, inner), columns = self.left.shape, self.right.shape[2]
-        self.shape = batch, inner, columns
+        self.kind, self.shape = self.job.kind, (batch, inner, columns)
         setup, self.reply_bytes = linear_cost(batch, rows, inner, columns, self.job.width)
         self.request_bytes = 0 if self.weight else setup
-
-    @property
-    def kind(self) -> str:
-        return self.job.kind
 
     def request(self, key: LatticeKey) -> bytes:
         return b"" if self.weight else LinearServer(key, self.shape, self.job.width).setup(self.right)
@@ -141,12 +130,8 @@ class ProductPiece(Piece):
     width: int
     alice: ProductAlice | None = None
 
-    @property
-    def kind(self) -> str:
-        return "product"
-
     def __post_init__(self) -> None:
-        terms, count = self.numbers.shape
+        self.kind, (terms, count) = "product", self.numbers.shape
         self.request_bytes, self.reply_bytes = product_cost(count, terms, self.width)
 
     def request(self, key: LatticeKey) -> bytes:

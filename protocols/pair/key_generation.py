@@ -48,9 +48,6 @@ class KeyWords:
     roots: Tensor
     keys: Tensor | None
 
-    def value(self) -> Tensor:
-        raise NotImplementedError  # a dealer makes them at once (deal_points)
-
 
 def key_words(pair: Pair, recipe: KeyWords, job: Derivation) -> Step:
     layout, runs = recipe.layout, recipe.runs

@@ -38,11 +38,11 @@ FINER = 4  # bits of a factor of a wave, more than the result's
 
 def negated_bits(pair: Pair, mask: Tensor, bits: int, drop: int, runs: int) -> One:
     """Planes of minus a mask, from `drop` to `bits`."""
-    carries = yield from _carries(pair, mask, bits - 1, runs)
+    carries = yield from _negated_carries(pair, mask, bits - 1, runs)
     return (planes_by_run(-mask, bits, 0, runs) ^ carries)[drop:]
 
 
-def _carries(pair: Pair, mask: Tensor, bits: int, runs: int) -> One:
+def _negated_carries(pair: Pair, mask: Tensor, bits: int, runs: int) -> One:
     """Of the parts of minus a mask, into each of the low bits and out of the last: planes [bits + 1, W]."""
     key = ("negated", id(mask), bits, runs)
     return pair.once(key, lambda: pair.carries(planes_by_run(-mask, bits, 0, runs)))
@@ -50,7 +50,7 @@ def _carries(pair: Pair, mask: Tensor, bits: int, runs: int) -> One:
 
 def _carry(pair: Pair, mask: Tensor, at: Place, bit: int) -> One:
     """This party's share of the carry into a bit, of each element [n]."""
-    carries = yield from _carries(pair, mask, max(at.bits - 1, bit), 1)
+    carries = yield from _negated_carries(pair, mask, max(at.bits - 1, bit), 1)
     return from_plane(carries[bit], mask.numel())
 
 

@@ -38,9 +38,9 @@ def said_by_child(say) -> str:
             os._exit(0)
     os.close(out)
     with open(ours) as file:
-        said = file.read()
+        text = file.read()
     os.waitpid(child, 0)
-    return said
+    return text
 
 
 def test_what_is_forked_draws_its_own_numbers():

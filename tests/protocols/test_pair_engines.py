@@ -24,10 +24,10 @@ from blindformer.protocols.pair.transfers import Crossed
 from blindformer.protocols.ring import Ring
 from blindformer.tests.models.conftest import batches, make
 from blindformer.tests.patience import PATIENCE
-from blindformer.tests.protocols import cases  # noqa: F401  # which registers them
+from blindformer.tests.protocols.cases import CASES
 from blindformer.tests.protocols.harness import in_threads
 from blindformer.tests.protocols.pair_parties import Start, asked, dealt, fresh_seeds, made
-from blindformer.tests.protocols.programs import Case, case_of, check
+from blindformer.tests.protocols.programs import Case, check
 from blindformer.tests.shared.memory import memory_pair
 
 Party = Callable[[Channel], Any]
@@ -62,12 +62,9 @@ def test_a_models_answers_are_a_dealers_and_cost_what_is_declared():
     assert meter.sent == sum(cost.total.to_server for cost in costs)
 
 
-SOME = ("one_value_many_readers", "one_layer", "private_values_used_as_shared", "less-24")
-
-
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", ["one_value_many_readers", "one_layer", "private_values_used_as_shared", "less-24"])
 def test_every_value_is_right(name):
-    case, seeds = case_of(name), fresh_seeds()
+    case, seeds = CASES[name](), fresh_seeds()
     check(case, asked(case, seeds, made(case, seeds, start(b"1")).kept[0]))
 
 

@@ -291,14 +291,14 @@ folder = Path(sys.argv[1])
 
 chance, seen = random.Random(7), set()
 for _ in range(12):
-    told, tell = os.pipe()
+    reading, writing = os.pipe()
     child = fork()
     if not child:
         while True:
             for one in models:
                 save(one, folder)
-                os.write(tell, b".")
-    os.read(told, 1)  # it has written at least once
+                os.write(writing, b".")
+    os.read(reading, 1)  # it has written at least once
     time.sleep(chance.uniform(0.0, 0.05))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
