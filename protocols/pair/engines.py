@@ -4,7 +4,9 @@
     key         the server's lattice key, of which the client gets the public part (protocols/homomorphic)
     weights     each on its first use, under this key; the client keeps them (crossed_products.py)
 
-Both are semi-honest: what either learns stands in steps.py, crossed_products.py and the packages that they name.
+Both are semi-honest: what either learns stands in steps.py, crossed_products.py and the packages that they name. With a
+dealer a server that deviates sees uniform values all the same. Here it has the key, and one that encrypts other things
+than weights reads bits of the client's masks in replies (homomorphic/replies.py), hence of the text.
 """
 
 from __future__ import annotations

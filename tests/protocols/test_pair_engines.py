@@ -17,6 +17,7 @@ from blindformer.protocols.channel import Channel
 from blindformer.protocols.errors import CorrelationError, PeerProtocolError
 from blindformer.protocols.homomorphic.lattice import DEGREE, LatticeKey, LatticePublic, random_words
 from blindformer.protocols.homomorphic.products import product_cost
+from blindformer.protocols.kernels import library
 from blindformer.protocols.pair.crossed_products import EncryptedProducts
 from blindformer.protocols.pair.declared import SessionCosts, setup_traffic
 from blindformer.protocols.pair.engines import set_up
@@ -29,6 +30,8 @@ from blindformer.tests.protocols.harness import in_threads
 from blindformer.tests.protocols.pair_parties import Start, asked, dealt, fresh_seeds, made
 from blindformer.tests.protocols.programs import Case, check
 from blindformer.tests.shared.memory import memory_pair
+
+pytestmark = pytest.mark.skipif(library.library is None, reason="homomorphic products need C kernels")
 
 Party = Callable[[Channel], Any]
 
