@@ -43,6 +43,7 @@ from .messages import (
     receive_for_query,
 )
 from .online import Answer, Progress, QueryingParty, Timings, run_online
+from .pair_corrections import PairCorrections, stored_weights
 from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, Coming, Pace, RunBlock, TaskQueue, masks, query_key
 from .preprocessing_store import PreprocessingStore, Proposals, Ref, StoreError
 from .statements import SessionNotes, vouched_for
@@ -73,7 +74,8 @@ class Agreed:
 class ClientParty(QueryingParty):
     """The client's end of one session, on its connection with the server, after the hello.
 
-    seed_dealer   leaves this side's seed with the dealer; called at the first query that needs live correlations
+    seed_dealer   leaves this side's seed with the dealer; called at the first query that needs live correlations. None:
+                  there is no dealer, this side makes them with the server
     session       the session's id
     cache         a folder for the masked weights; without it they are downloaded in every session
     store         preprocessed correlations, and the ledger that notes live ones, too
@@ -91,7 +93,7 @@ class ClientParty(QueryingParty):
         program: Program,
         constants: Mapping[str, Tensor],
         server: Channel,
-        seed_dealer: Callable[[bytes], None],
+        seed_dealer: Callable[[bytes], None] | None,
         *,
         session: str = "",
         cache: MaskedCache | None = None,
@@ -111,7 +113,8 @@ class ClientParty(QueryingParty):
         self.session, self.store, self.use_store = session, store, use_store
         self.waiting, self.notes = waiting, SessionNotes(program, session)
         self.seed = new_seed()
-        self.weights = ReceivedWeights(server, program, cache, commitment)
+        self._pair = None if seed_dealer else PairCorrections(server, False, session)
+        self.weights = ReceivedWeights(server, program, cache, commitment, masked=self._pair is None)
         self.number = 0  # of the next query
         self.kept, self._begun = 0, False  # correlations added to the store, and whether that knows the session
         self._proposals: Proposals | None = None
@@ -125,9 +128,13 @@ class ClientParty(QueryingParty):
         self.weights.receive(self.waiting, None if progress is None else lambda *done: progress("set-up", *done))
         self.setup_bytes, _ = self.weights.downloaded, self._place
         if self.store is not None and self.use_store != "off" and self.weights.offer.get("store") is True:
-            self._proposals = Proposals(self.store, self.program.hash(), self.weights.commitment)
+            self._proposals = Proposals(self.store, self.program.hash(), self._stored_weights)
         if self.use_store != "only" and self._choose() is None:
             self._go_live()
+
+    @property
+    def _stored_weights(self) -> str:
+        return self.weights.commitment if self._pair is None else stored_weights(self.weights.commitment)
 
     @cached_property
     def _place(self) -> Placement:
@@ -198,11 +205,11 @@ class ClientParty(QueryingParty):
         self._skip()
         self._go_live()
         if not self._begun:
-            self.store.begin(self.session, self.program.hash(), self.weights.commitment)
+            self.store.begin(self.session, self.program.hash(), self._stored_weights)
             self._begun = True
         self.server.send_message({"precompute": count})
         for done in range(count):
-            reply = self._expect("stored", "full")
+            reply = self._made(self.number, "full") or self._expect("stored", "full")
             if "full" in reply:
                 raise StoreError(self.server.peer, f"{printable(reply.get('what'))} (kept {done} of {count})")
             if reply["stored"] != self.number:
@@ -220,7 +227,8 @@ class ClientParty(QueryingParty):
 
     def vouched(self) -> tuple[SessionFacts, tuple[SignedStatement, ...]]:
         received, weights = Meter(received=self.weights.downloaded), self.weights.commitment
-        return vouched_for(self.server, self.notes, received, weights, self._live, self.waiting)
+        dealt = self._live and self._pair is None
+        return vouched_for(self.server, self.notes, received, weights, dealt, self.waiting)
 
     def close(self) -> None:
         goodbye(self.server)
@@ -241,12 +249,13 @@ class ClientParty(QueryingParty):
         while True:
             coming = self._coming = self._coming or self._plan(self._choose(), part_run)
             after = self._choose(coming.ref) if more else None
-            more = more and (after is not None or self.use_store != "only")
+            more = more and (after is not None or (self.use_store != "only" and self._pair is None))
             then = self._plan(after, runs.following) if more else None
             number, ref = self.number, None if then is None else then.ref
             sources = {"store": coming.ref, "more": more, "then": ref}
             self.server.send_message(Ask.model_validate({**dict(runs), "query": number, **sources}).message())
             if coming.ref is None and coming.task is None:
+                self._made(number)
                 coming.task = self._prepare(number, part_run)
             reply = self._expect("taken", "missing", "ready", "spent")  # Busy: what is coming is kept for the next time
             if "taken" in reply and coming.ref is not None:
@@ -285,7 +294,7 @@ class ClientParty(QueryingParty):
         return self.server.recv(size)
 
     def announce(self, part_run: PartRun) -> None:
-        if self._coming is not None and self._coming.part_run == part_run:
+        if self._pair is not None or (self._coming is not None and self._coming.part_run == part_run):
             return
         self._skip()
         self._go_live()
@@ -369,10 +378,25 @@ class ClientParty(QueryingParty):
 
     def _go_live(self) -> None:
         if not self._live:
-            self.seed_dealer(self.seed)
+            if self.seed_dealer is not None:
+                self.seed_dealer(self.seed)
             self.server.send_message({"live": True})
             self._expect("live")
+            if self._pair is not None:
+                self._pair.set_up()
             self._live = True
+
+    def _made(self, number: int, *instead: str) -> dict:
+        """Without a dealer: make the corrections of a query with the server, or return what it says `instead`."""
+        if self._pair is None:
+            return {}
+        reply = self._expect("make", *instead)
+        if "make" not in reply:
+            return reply
+        if reply["make"] != number:
+            raise out_of_place(self.server)
+        self._pair.make(Correlations(self.program), query_key(self.seed, number), {})
+        return {}
 
     def _expect(self, *expected: str) -> dict:
         return receive_expected(self.server, expected, self.waiting)

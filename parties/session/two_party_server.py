@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from ...models.program.pricing import price
@@ -42,10 +43,14 @@ from .messages import (
     requests,
 )
 from .online import OnQuery, Timings, check_runs, count_of, rows_of_a_run, run_online
+from .pair_corrections import stored_weights
+from .pair_dealing import PairDealing
 from .preprocessed import CLOSE_TIMEOUT, BackgroundTask, Coming, Pace, RunBlock, TaskQueue, query_key
 from .preprocessing_store import Missing, PreprocessingStore, Ref, StoreError, answer_proposal
 from .statements import REQUEST, SessionNotes, vouch_as_server
 from .weight_transfer import send_weights
+
+Dealing = RemoteDealer | PairDealing
 
 
 @dataclass
@@ -78,7 +83,7 @@ class FinishedRun:
 class ServerParty:
     """The server's end of one session, on the client's connection, after the hello.
 
-    dealer      dials this session's dealer; called at the first query that needs live correlations
+    dealer      dials this session's dealer; called at the first query that needs live correlations. None: there is none
     session     the session's id
     client_id   the fingerprint of the client's certificate: correlations of the store are for the client that made them
     store       preprocessed correlations, and the ledger that notes live ones, too
@@ -97,7 +102,7 @@ class ServerParty:
         self,
         served: Served,
         client: Channel,
-        dealer: Callable[[], Channel],
+        dealer: Callable[[], Channel] | None,
         *,
         session: str = "",
         client_id: str = "",
@@ -128,8 +133,11 @@ class ServerParty:
         self._rows, self._block = 0, RunBlock[Tape]()  # rows that queries have kept; correlations of runs to come
         self.number = 0  # of the next query
         self._dealer: Channel | None = None
-        self._dealing: RemoteDealer | None = None
+        self._dealing: Dealing | None = None
         self._background = TaskQueue()  # one after the other: they share the dealer's channel
+        # Without a dealer the client makes them with this side, and waits for no sign of life.
+        self._waiting = [] if dealer is None else [client]
+        self._stored_weights = stored_weights(self._commitment) if dealer is None else self._commitment
         self._pace = Pace(self._background)
         self._coming: Coming[ServerTape] | None = None  # of the next query
         self._announced = False  # a query, since the last one
@@ -158,6 +166,10 @@ class ServerParty:
                 if timings is not None and on_query:
                     on_query(ask.query, timings)
 
+    @property
+    def _commitment(self) -> str:
+        return self.served.masked.catalogue.commitment
+
     def close(self) -> None:
         """End the session in order, after `serve`."""
         if self._background.join(CLOSE_TIMEOUT) and self._dealing is not None:
@@ -167,29 +179,39 @@ class ServerParty:
 
     def abandon(self) -> list[Channel]:
         """Stop the background tasks; returns the open channels, for the caller to abort."""
-        self._background.end(self._dealer)
+        self._background.end(self._dealer if self._waiting else self.client)
         return [self.client] if self._dealer is None else [self.client, self._dealer]
 
     def _go_live(self) -> None:
-        def connect() -> RemoteDealer:
-            self._dealer = self.dial_dealer()
+        def connect(dial: Callable[[], Channel]) -> RemoteDealer:
+            self._dealer = dial()
             dealing = RemoteDealer(self._dealer, self.served)
             dealing.set_up(self.seed)
             return dealing
 
+        if self.dial_dealer is None:
+            if self._dealing is not None:
+                raise out_of_place(self.client)
+            self.client.send_message({"live": True})
+            self._dealing = PairDealing(self.client, self.served, self.session)
+            self._dealing.set_up(self.seed)
+            return
         if self._dealing is None:
-            self._dealing = self._background.begin(connect, "dealer").result([self.client], "dealer", self.check_dealer)
+            work = self._background.begin(partial(connect, self.dial_dealer), "dealer")
+            self._dealing = work.result([self.client], "dealer", self.check_dealer)
         self.client.send_message({"live": True})
 
     def _vouch(self) -> None:
-        sent, weights = Meter(sent=self._sent_weights), self.served.masked.catalogue.commitment
-        vouch_as_server(self.client, self._dealer, self._background, self.signer, self.notes, sent, weights)
+        sent = Meter(sent=self._sent_weights)
+        vouch_as_server(self.client, self._dealer, self._background, self.signer, self.notes, sent, self._commitment)
 
     def _announce(self, announced: Announce) -> None:
-        """Begin the correlations of the next query. Once between two queries."""
+        """Begin the correlations of the next query, at a dealer. Once between two queries."""
         check_runs(self.client, self.program, self._rows, announced.turn)
         self._skip(unless=announced.turn)
-        if self._announced or self._coming is not None:  # by the query before, too: its correlations are made once
+        if (
+            self._announced or self._coming is not None or not self._waiting
+        ):  # by the query before, too: its correlations are made once
             raise out_of_place(self.client)
         read_number(self.client, {"announce": announced.announce}, "announce", self.number, self.number)
         self._announced, self._coming = True, self._live(announced.turn)
@@ -243,7 +265,8 @@ class ServerParty:
         if work is None:
             return None
         try:
-            prepared = work.result([self.client], "correlations", None if ask.store else self.check_dealer)
+            peers = self._waiting if ask.store is None else [self.client]
+            prepared = work.result(peers, "correlations", None if ask.store else self.check_dealer)
         except StoreError as error:
             self.number += 1
             self.client.send_message({"spent": ask.query, "what": error.what})
@@ -331,6 +354,8 @@ class ServerParty:
     def _begin_next(self, ref: Ref | None, part_run: PartRun) -> dict:
         """Begin the next query's correlations, which the client has named; the reply to it."""
         if ref is None:
+            if not self._waiting:  # the connection is needed for this query
+                raise out_of_place(self.client)
             self._coming = self._live(part_run)
             return {"live": True}
         work, reply = self._take(ref)
@@ -358,7 +383,7 @@ class ServerParty:
 
         return self._background.begin(deal, "correlations")
 
-    def _dealt_to(self) -> RemoteDealer:
+    def _dealt_to(self) -> Dealing:
         if self._dealing is None:
             remedy = "use the same version on both sides"
             raise PeerProtocolError(self.client.peer, "asked for correlations before it asked for a dealer", remedy)
@@ -369,9 +394,7 @@ class ServerParty:
         if self.store is None:
             return None, Missing(False, None).message(ref)
         try:
-            entry = answer_proposal(
-                self.store, ref, self.program.hash(), self.served.masked.catalogue.commitment, self.client_id
-            )
+            entry = answer_proposal(self.store, ref, self.program.hash(), self._stored_weights, self.client_id)
         except StoreError as error:
             return None, {"spent": self.number, "what": error.what}
         if isinstance(entry, Missing):
@@ -401,16 +424,14 @@ class ServerParty:
                 raise StoreError("server", "makes the correlations of a conversation while it goes on, not ahead")
             dealing = self._dealt_to()
             if not self._begun:
-                self.store.begin(
-                    self.session, self.program.hash(), self.served.masked.catalogue.commitment, self.client_id
-                )
+                self.store.begin(self.session, self.program.hash(), self._stored_weights, self.client_id)
                 self._begun = True
             with refusing(self.client):
                 for _ in range(count):
                     number = self.number
                     self.store.room(price(self.program).dealt_bytes, self.client_id)
                     with self._slot(number):
-                        self._store(self.store, dealing, number).result([self.client], "correlations")
+                        self._store(self.store, dealing, number).result(self._waiting, "correlations")
                     self.number += 1
                     self.client.send_message({"stored": number})
                     if "kept" not in receive_expected(self.client, ("kept", "stop")):
@@ -418,7 +439,7 @@ class ServerParty:
         except StoreError as error:
             self.client.send_message({"full": count, "what": error.what})
 
-    def _store(self, store: PreprocessingStore, dealing: RemoteDealer, number: int) -> BackgroundTask[None]:
+    def _store(self, store: PreprocessingStore, dealing: Dealing, number: int) -> BackgroundTask[None]:
         frames = dealing.frames(number)
 
         def write() -> None:

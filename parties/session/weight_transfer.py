@@ -134,10 +134,18 @@ def send_weights(masked: MaskedWeights, others: Mesh, **offer: object) -> int:
 class ReceivedWeights:
     """The masked weights that `leader` sends, with those that are in `cache`. `masked`: by name; `commitment`: to
     them all; `offer`: the leader's message; `downloaded`: bytes. `expected`: their commitment; empty: any is welcome.
-    Errors of all methods: `PeerError`."""
+    Without a dealer the leader has no masks, and this side's part of a weight is 0 (not `masked`). Errors of all
+    methods: `PeerError`."""
 
-    def __init__(self, leader: Channel, program: Program, cache: MaskedCache | None = None, expected: str = "") -> None:
-        self.expected = expected
+    def __init__(
+        self,
+        leader: Channel,
+        program: Program,
+        cache: MaskedCache | None = None,
+        expected: str = "",
+        masked: bool = True,
+    ) -> None:
+        self.expected, self._zeros = expected, not masked
         self.masked: dict[str, Tensor] = {}
         self.commitment, self.downloaded, self.offer = "", 0, dict[str, Any]()
         self._leader, self._model, self._shapes = leader, program.model, program.weight_shapes()
@@ -153,7 +161,10 @@ class ReceivedWeights:
         if self.expected not in ("", self.commitment):
             what = f"has weights of commitment {self.commitment}, and {self.expected} is expected"
             raise PeerDisagrees(self._leader.peer, what, "ask its operator which model it serves")
-        if self._cache is not None:
+        if self._zeros:
+            nothing = torch.zeros((), dtype=torch.int64)
+            self.masked = {line.name: nothing.expand(line.shape) for line in lines}
+        elif self._cache is not None:
             self._cache.note(self._model, catalogue)
             kept = {line.name: self._cache.load(line) for line in lines}
             self.masked = {name: weight for name, weight in kept.items() if weight is not None}

@@ -1,0 +1,89 @@
+"""Live correlations without a dealer: server and client make the server's corrections on their own connection.
+
+    both              base transfers and the server's lattice key, once, where a client asks for live correlations
+    server -> client  make: the number of a query; now both make its corrections (protocols/pair)
+
+What each makes of them, keeps and uses is what it would with a dealer, and so are the messages of the online phase. The
+client has no part of the weights: the server's share of W is W. One query's corrections are made at a time, and nothing
+else crosses the connection meanwhile. After an error the session ends, and the next one draws new seeds.
+
+Stored correlations are of no use in the other mode: with a dealer both have a share of W. So the ledgers name other
+weights here (`stored_weights`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ...models.program.correlations import Correlations
+from ...models.program.program import Program
+from ...protocols.beaver.source import Corrections
+from ...protocols.channel import Channel
+from ...protocols.devices import CPU
+from ...protocols.errors import BlindformerError, PeerProtocolError
+from ...protocols.homomorphic.lattice import HomomorphicError, lattice
+from ...protocols.pair.engines import set_up
+from ...protocols.pair.source import PairWire
+from ...protocols.pair.steps import Pair
+from .messages import SAME_VERSION
+from .preprocessed import masks
+
+TOPOLOGY = "pair"
+
+
+def check_pair(program: Program, device: torch.device = CPU) -> None:
+    """Errors: BlindformerError for what two parties alone cannot make correlations of, or not here."""
+    lattice()
+    if device != CPU:
+        raise BlindformerError(f"device {device}: correlations without a dealer are made on processors; leave it out")
+    if program.parts:
+        what = "is compiled for conversations, whose correlations take a dealer"
+        raise BlindformerError(f"{program.model or 'this model'}: {what}; leave --dealer none out")
+
+
+def stored_weights(commitment: str) -> str:
+    """The weights that a ledger names of correlations that were made without a dealer."""
+    return hashlib.sha256(b"without a dealer" + bytes.fromhex(commitment)).hexdigest()
+
+
+class PairCorrections:
+    """One party's end in a session. `leader`: the server. One thread at a time uses it, and nothing else the channel.
+
+    Errors of all methods: `PeerError`, `CorrelationError`.
+    """
+
+    def __init__(self, channel: Channel, leader: bool, session: str) -> None:
+        self.channel, self.leader, self.session = channel, leader, session
+        self._ready: tuple[Pair, PairWire] | None = None
+
+    def set_up(self) -> None:
+        with self._naming_the_peer():
+            self._ready = set_up(self.channel, self.leader, bytes.fromhex(self.session))
+
+    def make(
+        self,
+        correlations: Correlations,
+        key: bytes,
+        weights: Mapping[str, Tensor],
+        corrections: Corrections | None = None,
+    ) -> None:
+        """A query's corrections, of masks of this key; `weights`, `corrections`: the server's."""
+        if self._ready is None:
+            raise PeerProtocolError(self.channel.peer, "asked for correlations before it was set up", SAME_VERSION)
+        pair, wire = self._ready
+        with self._naming_the_peer():
+            correlations.make(pair, masks(key), wire, weights, corrections)
+
+    @contextmanager
+    def _naming_the_peer(self) -> Iterator[None]:
+        """What does not decrypt, or has another size, came from the peer."""
+        try:
+            yield
+        except HomomorphicError as error:
+            fault = str(error).partition(";")[0]
+            raise PeerProtocolError(self.channel.peer, f"sent no such numbers ({fault})", SAME_VERSION) from None
