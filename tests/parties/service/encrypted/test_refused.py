@@ -85,13 +85,13 @@ def test_keys_whose_upload_is_cut_are_not_kept(site, client):
 @pytest.mark.parametrize("what", ["keys", "query"])
 def test_what_is_longer_than_it_can_be_is_not_kept(site, keyed, what):
     """Its length is refused before a byte of it is kept."""
-    before = site.service.memory()
     with closing(connect(site)) as session:
         if what == "keys":
             session.channel.send_message({"upload": True})
             session.channel.recv_message()
         else:
             session.channel.send_message({"query": 0, "keys": keyed.name})
+        before = site.service.memory()  # the session's process among it
         session.channel.send_message({"bytes": 48 << 20})
         with pytest.raises(PeerProtocolError, match="50331648 bytes are more than one of these parameters can have"):
             session.channel.recv_message()
