@@ -35,7 +35,7 @@ from ..models.loading.truncation import Truncation
 from ..protocols.errors import BlindformerError
 from . import retired
 from .addresses import FORM, Address, parse_address
-from .launch import LOCAL
+from .launch import LOCAL, NO_DEALER
 from .registry import DEFAULT, deployed, find, served, served_with
 from .transport.frames import PRINTABLE
 
@@ -118,7 +118,7 @@ class SessionSection(_Section):
     seconds of silence after which a peer counts as dead."""
 
     protocol: Annotated[str, BeforeValidator(_deployed)] = DEFAULT
-    topology: Literal["dealer", "helper"] = "dealer"
+    topology: Literal["dealer", "helper", "pair"] = "dealer"
     audits: float = Field(default=0.0, ge=0, le=0.75, allow_inf_nan=False)
     """Fraction of runs that audit the client (default: none)."""
     timeout: Seconds = 60.0
@@ -404,6 +404,12 @@ def load_settings(path: Path | None = None, protocols: Collection[str] | None = 
     """
     data = {section: {} for section in Settings.model_fields} | ({} if path is None else _read(path))
     given = {key: value for key, value in flags.items() if value is not None}
+    if given.get("parties.dealer.address") == NO_DEALER:
+        if given.get("session.topology", "pair") != "pair":
+            what = "is of topology pair alone; leave it out, or give HOST:PORT"
+            raise ConfigError([f"the command line: parties.dealer.address = {NO_DEALER}: {what}"])
+        given = {key: value for key, value in given.items() if key != "parties.dealer.address"}
+        given["session.topology"] = "pair"
     for key, value in given.items():
         *sections, name = key.split(".")
         table = data
@@ -424,6 +430,10 @@ def load_settings(path: Path | None = None, protocols: Collection[str] | None = 
         what = f"session.protocol = {protocol}: this is for protocol {' or '.join(wanted)}"
         raise ConfigError([f'{where}: {what}; {find(protocol).start}, or say protocol = "{wanted[0]}" there'])
     session = settings.session
+    if session.topology == "pair" and protocol != DEFAULT:
+        where = "the command line" if "session.topology" in given or path is None else path
+        what = f"session.topology = pair: no dealer is of protocol {DEFAULT}, and this is {protocol}"
+        raise ConfigError([f"{where}: {what}; leave it out (--dealer none)"])
     if session.audits and (session.topology != "dealer" or protocol not in served_with("dealer")):
         where = "the command line" if "session.audits" in given or path is None else path
         what = f"session.audits = {session.audits:g}: a server audits a client that computes, in topology dealer"

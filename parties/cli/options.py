@@ -185,9 +185,10 @@ Dealer = Annotated[
     str | None,
     Option(
         "--dealer",
-        help="HOST:PORT of the dealer (default: localhost:7444), or local.",
+        help="HOST:PORT of the dealer (default: localhost:7444); local; or none: do without.",
     ),
 ]
+NoDealer = Annotated[str | None, Option("--dealer", metavar="none", help="The two parties do without a dealer.")]
 Audits = Annotated[float | None, Option(metavar="RATE", min=0, max=0.75, help=setting_help(SessionSection, "audits"))]
 
 # A client of a deployment.
@@ -208,7 +209,7 @@ Device = Annotated[str | None, Option(metavar="NAME", help=setting_help(ClientSe
 class DeploymentOptions:
     """The options of a client that say where its deployment is. With --server local there is none."""
 
-    dealer: Annotated[Dealer, REMOTE] = None
+    dealer: Dealer = None
     certs: Annotated[ClientCerts, REMOTE] = None
     config: Config = None
     device: Device = None

@@ -118,7 +118,8 @@ PHASES = {
     "set-up": "receiving masked weights",
     "queue": "waiting for a worker of the server",
     "busy": "the server has no room, it will be asked again",
-    "offline": "waiting for the dealer",
+    "offline": "waiting for correlations",
+    "correlations": "making correlations with the server",
     "online": "computing",
 }
 AGAIN = "the session was lost, what was said is read again in a new one: "

@@ -16,7 +16,7 @@ from ...errors import BlindformerError
 from ...models.loading.truncation import IN_COMMANDS
 from ...versions import versions
 from ..config import load_settings
-from ..launch import LOCAL
+from ..launch import LOCAL, NO_DEALER
 from ..registry import DEFAULT, PRIVATE_HEAD, deployed, find_talking, protocol_for
 from . import options
 from .items import InputItem, InputOptions, check_length, raise_if_all
@@ -56,6 +56,7 @@ def run(
     inputs: InputOptions,
     plan: options.OwnPlan = None,
     protocol: options.Runs = DEFAULT,
+    dealer: options.NoDealer = None,
     parties: Annotated[options.Parties, options.AMONG] = 2,
     owner: Annotated[
         list[str] | None,
@@ -102,10 +103,15 @@ def run(
         )
     prices = vouched.read_prices(protocol, config)
     settings = load_settings(config, deployed())
+    if dealer not in (None, NO_DEALER):
+        raise BlindformerError(f"--dealer {dealer}: here it is none, or left out; `query` asks with one elsewhere")
+    if dealer and protocol != DEFAULT:
+        raise BlindformerError(f"--dealer none: is of protocol {DEFAULT}, and this is {protocol}; leave it out")
     local = _local(protocol, parties, owner or [])
     local.check_device(device := device or "cpu")
     asking: dict[str, Any] = {"timeout": settings.session.timeout if config else TIMEOUT, "threads": threads}
     asking |= {"device": device} if device != "cpu" else {}
+    asking |= {"dealer": dealer} if dealer else {}
     if local.entry.as_it_is:
         asking |= {"adapter": adapter, "pad": settings.client.pad, "client_memory": settings.client.memory}
     with loading(threads, parties=not local.entry.reference) as phases, TemporaryDirectory(prefix=SPARE) as spare:

@@ -21,11 +21,12 @@ from ...models.artifacts.layout import ADAPTERS, find_part
 from ...models.loading.truncation import Truncation
 from ...protocols.ckks.parameters import CkksError
 from ...protocols.devices import CPU, find_device
-from ..config import UseStore
-from ..launch import LOCAL, LocalOptions
+from ..config import Role, UseStore
+from ..launch import LOCAL, NO_DEALER, LocalOptions
 from ..registry import open_client
 from ..reports.report import Report, phases_in_words, requests_in_words, who_learned_what
 from ..session.online import Progress
+from ..session.pair_corrections import check_pair
 from ..session.preprocessing_store import PreprocessingStore
 from ..session.rendezvous_two import agreed_program
 from .base import BaseClient
@@ -34,6 +35,16 @@ from .session import ClientError, PartyAddresses, Session, client_settings
 from .two_party import open_session
 
 File = str | Path
+WHO = {
+    "dealer": "two parties and an offline dealer",
+    "helper": "two servers that must not collude and an offline dealer",
+    "pair": "two parties and no dealer",
+}
+DIALLED: dict[str, tuple[Role, ...]] = {
+    "dealer": ("server", "dealer"),
+    "helper": ("server", "helper"),
+    "pair": ("server",),
+}
 
 
 class Client(BaseClient):
@@ -43,13 +54,13 @@ class Client(BaseClient):
             print(client("nobody reads this"))
 
     server         "host:port"; or "local": a dealer and a server run on this machine
-    dealer         "host:port"
+    dealer         "host:port"; or "none": this client and the server do without one, at 100 times the work ahead
     helper         "host:port" of the second server, with topology "helper"
     folder         the compiled DIR/client; "local" needs DIR
     adapter        name of an adapter in the folder (default: the base)
     certificates   folder with ca.pem, client.pem and client.key
     config         a blindformer.toml; arguments override it
-    topology       "dealer"; or "helper": a second server does the client's part
+    topology       "dealer"; "helper": a second server does the client's part; "pair": no dealer
     audits         fraction of runs in which the server checks this client, as the server has it (default: none)
     commitment     the weight commitment that the server must have (default: any)
     device         where this client computes, and with "local" all parties: "cpu" (default), "cuda" or "cuda:1"
@@ -104,12 +115,13 @@ class Client(BaseClient):
             commitment=commitment, device=device, cache=cache, store=store, use_store=use_store, adapter=adapter,
         )  # fmt: skip
         session = settings.session
-        if find_device(settings.client.device) != CPU and session.topology != "dealer":
+        if find_device(settings.client.device) != CPU and session.topology == "helper":
             raise ClientError("device: a client of topology helper only splits its data; leave it out (--device)")
-        if local and (session.topology != "dealer" or session.audits or dealer or helper or certificates):
+        given = helper or certificates or dealer not in (None, NO_DEALER)
+        if local and (session.topology == "helper" or session.audits or given):
             what = "starts a dealer and a server itself: leave addresses, certificates and audits out"
             raise ClientError(f'"local" {what}')
-        if settings.client.commitment and session.topology != "dealer":
+        if settings.client.commitment and session.topology == "helper":
             what = "the helper has the masked weights, not this side, which can compare nothing"
             raise ClientError(f"commitment: {what}; leave it out")
         if threads is not None and not local:
@@ -122,9 +134,12 @@ class Client(BaseClient):
         self.ends_parties = beside is None
         self.tensors = dict[str, Tensor]() if beside is None else beside.tensors  # by digest
         place = adapter_place(settings.client.folder, settings.client.adapter)
-        part = load_client(place, session.topology == "dealer", self.tensors)
-        for one in part.lengths.values() if session.audits else ():
-            agreed_program(one.program, session)  # what has no audits is refused before anybody is dialled
+        part = load_client(place, session.topology != "helper", self.tensors)
+        for one in part.lengths.values():  # what cannot be is refused before anybody is dialled
+            if session.audits:
+                agreed_program(one.program, session)
+            if session.topology == "pair":
+                check_pair(one.program, find_device(settings.client.device))
         options = LocalOptions(threads=threads or 1)
         parties = PartyAddresses(settings, {} if local else None, options) if beside is None else beside.parties
         opened = partial(
@@ -134,19 +149,18 @@ class Client(BaseClient):
 
     @property
     def who(self) -> str:
-        alone = self.settings.session.topology == "dealer"
-        who = "two parties" if alone else "two servers that must not collude"
+        who = WHO[self.settings.session.topology]
         audits = f", audits {rate:g}" if (rate := self.settings.session.audits) else ""
-        return f"{who} and an offline dealer, semi-honest{audits}, 128 bits   TLS 1.3"
+        return f"{who}, semi-honest{audits}, 128 bits   TLS 1.3"
 
     def knock(self) -> None:
-        self.parties.knock(
-            *(("server", "dealer") if self.settings.session.topology == "dealer" else ("server", "helper"))
-        )
+        self.parties.knock(*DIALLED[self.settings.session.topology])
 
     def who_learned(self) -> dict[str, str]:
         program = next(iter(self.part.lengths.values())).program
-        return who_learned_what(agreed_program(program, self.settings.session))
+        return who_learned_what(
+            agreed_program(program, self.settings.session), dealer=self.settings.session.topology != "pair"
+        )
 
     def costs(self, reports: list[Report]) -> str:
         return f"{'on average: ' if len(reports) > 1 else ''}{phases_in_words(reports)}"

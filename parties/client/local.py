@@ -24,14 +24,14 @@ from ...models.program.pricing import Network
 from ...protocols.clear import ClearEngine
 from ...protocols.devices import DeviceError, find_device
 from ...protocols.errors import BlindformerError, PeerError
-from ..launch import LocalOptions
+from ..launch import NO_DEALER, LocalOptions
 from ..launch.processes import FAILED_SECONDS, STOP_SECONDS, LocalServices
 from ..registry import ProtocolEntry, find, names, of_parties, resolve, runs_here
 from ..reports.report import Report, clear_report
 from ..session.online import Answer, OnPass, Progress, Timings
 from ..session.parties import Parties, PartiesError, numbered
 from ..session.two_party_client import ClientParty
-from .session import PartyAddresses, Reply, Session, client_settings
+from .session import ClientError, PartyAddresses, Reply, Session, client_settings
 from .two_party import TwoPartySession, meet_parties
 
 
@@ -75,7 +75,7 @@ class OwnServices(Session):
         **session: Any,
     ) -> PartyAddresses:
         """Start them; where they are. `source`, `server`: as of LocalServices; `pin`, `network`: as of LocalParties;
-        `session`: audits, device."""
+        `session`: audits, device, topology."""
         imitated = None if network is None else (network.name, network.rtt, network.bandwidth)
         self.local = LocalOptions(threads=threads, network=imitated, any_ring=any_ring)
         cores_of_server, self.cores = ([0], [1]) if pin and cores() >= 2 else ([], [])
@@ -124,6 +124,7 @@ class LocalParties(OwnServices, TwoPartySession):
     network  a network to imitate between the parties
     length   which of the folder's programs
     audits   fraction of runs in which the server checks this process
+    dealer   "none": the two parties do without
     device   where each party computes
 
     Raises ArtifactError; LaunchError and CorrelationError end the session. `query` raises ProgramError, RangeError and
@@ -142,6 +143,7 @@ class LocalParties(OwnServices, TwoPartySession):
         length: int | None = None,
         audits: float = 0.0,
         device: str = "cpu",
+        dealer: str | None = None,
     ) -> None:
         """Start the services and set the session up."""
         if isinstance(folder, Compiled):
@@ -149,7 +151,10 @@ class LocalParties(OwnServices, TwoPartySession):
         else:
             part, source = load_client(folder), Path(folder)
             part.for_length(length)  # a length that is not there is said before anything is started
-        parties = self._start_services(source, timeout, threads, pin=pin, network=network, audits=audits, device=device)
+        if dealer not in (None, NO_DEALER):
+            raise ClientError(f"dealer {dealer}: is started here, or left out; give {NO_DEALER}, or nothing")
+        session = {"audits": audits, "device": device, "topology": "pair" if dealer else "dealer"}
+        parties = self._start_services(source, timeout, threads, pin=pin, network=network, **session)
         with self.working():
             part = part or load_client(self.services.folder)
             mine, tell = part.for_length(length), progress or (lambda phase, done, total: None)

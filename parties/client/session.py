@@ -243,8 +243,8 @@ class PartyAddresses:
         """Of the parties that are dialled, by role; of this machine only those that were started."""
         if self._local is not None:
             return dict(self.services.addresses) if self.services else {}
-        helpers = find_served(self.settings.session.protocol).helpers
-        roles: list[Role] = ["server", *(["dealer"] if "dealer" in helpers else [])]
+        helpers, topology = find_served(self.settings.session.protocol).helpers, self.settings.session.topology
+        roles: list[Role] = ["server", *(["dealer"] if "dealer" in helpers and topology != "pair" else [])]
         return {role: self.settings.address(role) for role in roles}
 
     def knock(self, *roles: Role) -> None:
@@ -273,6 +273,7 @@ class PartyAddresses:
                     self._local,
                     options=self._options,
                     device=mine.device,
+                    topology=session.topology,
                 )
             return self.services
 

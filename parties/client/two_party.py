@@ -25,6 +25,7 @@ from ..session.audits import client_kind
 from ..session.helper_topology import ask_two_servers
 from ..session.messages import LimitReached, PartRun
 from ..session.online import OnPass, Progress, QueryingParty, passes
+from ..session.pair_corrections import check_pair
 from ..session.preprocessing_store import PreprocessingStore, StoreError
 from ..session.rendezvous_two import agreed_program, my_hello, seed_dealer
 from ..session.two_party_client import ClientParty
@@ -115,14 +116,19 @@ def meet_parties(
         owner.signer = Signer(certificates, "client")
         return owner, time.perf_counter() - started
     program, device = agreed_program(part.program, settings.session), find_device(settings.client.device)
-    mine = my_hello(program, "client", new_session(), config=shared)
+    mine = my_hello(program, "client", new_session(), config=shared, topology=settings.session.topology)
+    leave_seed = None
+    if settings.session.topology == "pair":
+        check_pair(program, device)
+    else:
+        leave_seed = partial(seed_dealer, context, address("dealer"), mine, timeout)
     channel = meet(server, context, "server", mine, timeout)
     try:
         party = client_kind(program)(
             program,
             part.constants,
             shaped(channel),
-            partial(seed_dealer, context, address("dealer"), mine, timeout),
+            leave_seed,
             session=mine.session,
             cache=None if cache is None else MaskedCache(cache, client.folder),
             store=store,
@@ -161,8 +167,8 @@ def storing(settings: Settings, length: int | None, own_dealer: bool) -> tuple[i
     """As `precompute` takes it: queries of one compiled length (None: the only one)."""
     if own_dealer:
         raise ClientError("dealer: a client deals by itself with protocol delegated alone; give host:port")
-    if settings.session.topology != "dealer":
-        raise StoreError("store", "correlations are made ahead with topology dealer alone; with a helper they are live")
+    if settings.session.topology == "helper":
+        raise StoreError("store", "with a helper, correlations are live; leave topology helper out to make them ahead")
     part = load_client(adapter_place(settings.client.folder, settings.client.adapter))
     if part.in_passes:
         what = "conversations" if part.talks else "answers token by token"

@@ -143,7 +143,7 @@ class ProtocolChecks:
 def _session_files(settings: Settings, role: Role, programs: Sequence[Program]) -> Iterator[Check]:
     part, prices = getattr(settings, role), [price(program) for program in programs]
     yield from _store(part.store, role, max((priced.dealt_bytes for priced in prices), default=0))
-    if role == ("helper" if settings.session.topology == "helper" else "client"):
+    if role == {"dealer": "client", "helper": "helper"}.get(settings.session.topology):
         yield room("cache", part.cache, max(priced.setup_bytes for priced in prices), f"{role}.cache")
 
 

@@ -34,7 +34,8 @@ SOCKETS_SPARE = 64  # open files of a service beside its connections
 
 def peers(role: Role, helpers: tuple[Role, ...], topology: str) -> tuple[Role, ...]:
     """Whom a party dials. `helpers`: the roles that a server needs beside it, which only listen. With topology "helper"
-    a second server does the client's part."""
+    a second server does the client's part; with "pair" there is nobody but the two."""
+    helpers = () if topology == "pair" else helpers
     dials: dict[str, tuple[Role, ...]] = {
         "client": ("server", "helper") if topology == "helper" else ("server", *helpers),
         "server": helpers,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ...protocols.channel import Channel
 
 LOCAL = "local"  # in the place of a server's address: one on this machine
+NO_DEALER = "none"  # in the place of a dealer's: server and client do without
 OPTION = "--local"
 SCRATCH = "blindformer-"  # what the names of launchers' folders begin with
 

@@ -221,11 +221,12 @@ class LocalServices(PartyProcesses):
         cores: Sequence[int] = (),
         audits: float = 0.0,
         device: str = "cpu",
+        topology: str = "dealer",
     ) -> None:
         """`folder`: a compiled one, with the server's part in it or beside it; or what writes one into a given folder.
 
-        `server`: more of its settings, [server]. `cores`: that the server may use, for measurements. `audits`: as of
-        [session]. `device`: where the parties compute.
+        `server`: more of its settings, [server]. `cores`: that the server may use, for measurements. `audits`,
+        `topology`: as of [session]. `device`: where the parties compute.
 
         Errors: LaunchError; nothing is left running.
         """
@@ -240,7 +241,9 @@ class LocalServices(PartyProcesses):
                 "certificates": {"folder": self.certificates},
             }
             spec, mine = find_served(protocol), {**ONE_CLIENT, "device": device}
-            for role in spec.helpers:
+            if topology != "dealer":
+                settings["session"]["topology"] = topology
+            for role in spec.helpers if topology == "dealer" else ():
                 part = [_part(folder, role)] if role in spec.holds else []
                 self._serve(role, [role, *part, *options.words()], settings | {role: mine})
                 settings[f"parties.{role}"] = {"address": str(self.addresses[role])}

@@ -52,6 +52,7 @@ PEERS: dict[str, dict[str, set[str]]] = {
         "helper": {"client", "server"},
         "dealer": {"server"},
     },
+    "pair": {"client": {"server"}, "server": {"client"}},
 }
 """Whom each party names and counts bytes with, by topology. The dealer speaks only where it dealt."""
 Prices = PricesSection | Mapping[str, Any] | None
@@ -142,7 +143,8 @@ class Receipt(Record):
     def undealt(self) -> list[str]:
         """The client's sessions of which no dealer vouches."""
         dealt = {one.statement.facts[0].session for one in self.others if one.statement.party == "dealer"}
-        return [facts.session for facts in self.own.statement.facts if facts.session not in dealt]
+        facts = [one for one in self.own.statement.facts if "dealer" in PEERS[one.topology]]
+        return [one.session for one in facts if one.session not in dealt]
 
     @property
     def statements(self) -> list[Any]:
@@ -271,7 +273,7 @@ def _check_peers(parties: dict[str, _Seen]) -> None:
 def _check_agreement(parties: dict[str, _Seen]) -> None:
     """All parties saw the same session."""
     client, mine = parties["client"], parties["client"].facts
-    peers, computing = PEERS[mine.topology], {"server", "client" if mine.topology == "dealer" else "helper"}
+    peers, computing = PEERS[mine.topology], {"server", "helper" if mine.topology == "helper" else "client"}
     for party, one in parties.items():
         theirs = one.facts
         names = ["blindformer", "topology", "program", "plan"]

@@ -82,7 +82,7 @@ class SessionFacts(Record):
 
     session: SessionId
     blindformer: Word
-    topology: Literal["dealer", "helper"]
+    topology: Literal["dealer", "helper", "pair"]
     program: Hash
     plan: Hash | Literal[""]
     weights: Hash | Literal[""] = ""

@@ -145,10 +145,10 @@ class AnsweredQuery:
 def two_party_report(query: AnsweredQuery) -> Report:
     """The cost of a query at its client."""
     timings, others = query.timings, query.others
-    roles = [role for role in ("server", "dealer", "helper") if role != "helper" or _peak(role) in others]
+    roles = [role for role in ("server", "dealer", "helper") if _peak(role) in others]
     return query.report(
         "beaver",
-        who_learned_what(query.program, timings),
+        who_learned_what(query.program, timings, "dealer" in roles),
         online_bytes=timings.online.sent + timings.online.received,
         sent_bytes=timings.online.sent,
         sent_head=timings.sent_head,
@@ -157,7 +157,7 @@ def two_party_report(query: AnsweredQuery) -> Report:
     )
 
 
-def who_learned_what(program: Program, timings: Timings | None = None) -> dict[str, str]:
+def who_learned_what(program: Program, timings: Timings | None = None, dealer: bool = True) -> dict[str, str]:
     """In one sentence each: what a party has seen after a query, if nobody colludes and all follow the protocol."""
     received = f"{timings.online.sent / MB:.1f} MB of " if timings else ""
     released = ", ".join(program.all_released()) or "nothing"
@@ -166,21 +166,27 @@ def who_learned_what(program: Program, timings: Timings | None = None) -> dict[s
     key, holds, unseen = ", the key of the weight masks", " and the masked weights", f", the answer or {secret}"
     if not program.weight_shapes():
         key, holds, unseen = "", "", " or the answer"
-    dealer = f"was told the program's hash, two seeds{key} and a count of queries"
+    has_been_told = f"was told the program's hash, two seeds{key} and a count of queries"
     if is_for_two_servers(program):
         seats = {
             "server": "received one share of the input and masked values; learns nothing about the text or the answer",
             "helper": f"received a seed and masked values; learns nothing about the text{unseen}",
-            "dealer": dealer,
+            "dealer": has_been_told,
             "client": f"sent {received}shares, and holds the text; it alone learns the answer",
         }
     else:
         masks = ", and the client's masks of runs that were audits" if program.audits else ""
         seats = {
             "server": f"received {received}masked values{masks}; learns nothing about the text or the answer",
-            "dealer": dealer,
+            "dealer": has_been_told,
             "client": f"holds the text, its own shares{holds}; it alone learns the answer",
         }
+    if not dealer:
+        del seats["dealer"]
+        seats["server"] += "; has the key of what both encrypt to make correlations"
+        seats["client"] = (
+            "holds the text, its own shares, and weights that it cannot decrypt; it alone learns the answer"
+        )
     return {
         **seats,
         "released to the client": released,

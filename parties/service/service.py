@@ -45,6 +45,7 @@ COLLUDING = "together can read every text and answer: let organisations run them
 TOGETHER = {
     "dealer": f"the server and the dealer {COLLUDING}",
     "helper": f"any two of server, helper and dealer {COLLUDING}",
+    "pair": "there is nobody else; a server that deviates can read texts",
 }
 DAY = 86400.0  # seconds
 FIRST_SECONDS = 10.0  # for the handshake, and of silence before the first message

@@ -31,6 +31,7 @@ from ..session.dealing import DealerParty
 from ..session.helper_topology import OwnerShares
 from ..session.masked_weights import Served, load_secret, serve_parts
 from ..session.online import most_revealed
+from ..session.pair_corrections import check_pair
 from ..session.preprocessed import GB
 from ..session.rendezvous_two import (
     MemorySeeds,
@@ -57,6 +58,7 @@ RESERVE_SECONDS = 1.0  # of a query's time in a worker, to give the worker back
 HELPERS = {
     "dealer": "an offline dealer, which sees no input, no weight and no opened value",
     "helper": "an offline dealer, and a helper in the client's seat",
+    "pair": "no dealer: each client makes the correlated randomness with the server",
 }
 
 
@@ -79,17 +81,23 @@ class ServerService(Service):
         # With a helper, or with audits, it is the same model (models/program/two_server.py).
         parts = [replace(item, program=agreed_program(item.program, settings.session)) for item in parts]
         self.served = serve_parts(parts, load_secret(part.secret_file), find_device(mine.device))
-        self.hellos = {hash: my_hello(one.program, self.role, config=self.config) for hash, one in self.served.items()}
+        topology = settings.session.topology
+        mine_of = partial(my_hello, role=self.role, config=self.config, topology=topology)
+        self.hellos = {hash: mine_of(one.program) for hash, one in self.served.items()}
+        self.dealt = topology != "pair"
         if self.helped:
             self.roles, self.rendezvous = ("client", "helper"), Rendezvous(scratch)
         for served in self.served.values():
             served.prepare()
         self.commitments = sorted({served.masked.catalogue.commitment for served in self.served.values()})
-        self.watch_dealer()
+        if self.dealt:
+            self.watch_dealer()
+        else:
+            for served in self.served.values():
+                check_pair(served.program, served.device)
         self.deviations = deviations_of(settings)
         self.quota = quota_of(mine, max(most_revealed(item.program) for item in parts))
         self.open_store(mine)
-        topology = settings.session.topology
         self.helpers, self.together, self.limit = HELPERS[topology], TOGETHER[topology], quota_in_words(self.quota)
         if rate := settings.session.audits:
             self.adversary = (
@@ -125,7 +133,7 @@ class ServerService(Service):
         party = ServerParty(
             served,
             self.local.shaped(channel),
-            partial(self.dial_dealer, hello),
+            partial(self.dial_dealer, hello) if self.dealt else None,
             session=hello.session,
             client_id=channel.certificate.fingerprint,
             admission=control,

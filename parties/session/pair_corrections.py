@@ -14,8 +14,9 @@ weights here (`stored_weights`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,17 +24,19 @@ from torch import Tensor
 from ...models.program.correlations import Correlations
 from ...models.program.program import Program
 from ...protocols.beaver.source import Corrections
-from ...protocols.channel import Channel
+from ...protocols.channel import Buffer, Channel
 from ...protocols.devices import CPU
 from ...protocols.errors import BlindformerError, PeerProtocolError
 from ...protocols.homomorphic.lattice import HomomorphicError, lattice
+from ...protocols.pair.declared import BothWays, SessionCosts
 from ...protocols.pair.engines import set_up
 from ...protocols.pair.source import PairWire
 from ...protocols.pair.steps import Pair
 from .messages import SAME_VERSION
 from .preprocessed import masks
+from .statements import SessionNotes
 
-TOPOLOGY = "pair"
+_COUNTED = ("sent", "received", "messages_sent", "messages_received")
 
 
 def check_pair(program: Program, device: torch.device = CPU) -> None:
@@ -52,18 +55,20 @@ def stored_weights(commitment: str) -> str:
 
 
 class PairCorrections:
-    """One party's end in a session. `leader`: the server. One thread at a time uses it, and nothing else the channel.
+    """One party's end in a session. `leader`: the server; `notes`: get the traffic. One thread at a time uses it, and
+    nothing else the channel.
 
     Errors of all methods: `PeerError`, `CorrelationError`.
     """
 
-    def __init__(self, channel: Channel, leader: bool, session: str) -> None:
-        self.channel, self.leader, self.session = channel, leader, session
+    def __init__(self, channel: Channel, leader: bool, notes: SessionNotes) -> None:
+        self.channel, self.leader, self.notes = channel, leader, notes
         self._ready: tuple[Pair, PairWire] | None = None
+        self._costs, self._watched = SessionCosts(), _WatchedChannel(channel)
 
     def set_up(self) -> None:
-        with self._naming_the_peer():
-            self._ready = set_up(self.channel, self.leader, bytes.fromhex(self.session))
+        with self._working():
+            self._ready = set_up(cast(Channel, self._watched), self.leader, bytes.fromhex(self.notes.session))
 
     def make(
         self,
@@ -71,19 +76,61 @@ class PairCorrections:
         key: bytes,
         weights: Mapping[str, Tensor],
         corrections: Corrections | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """A query's corrections, of masks of this key; `weights`, `corrections`: the server's."""
+        """A query's corrections, of masks of this key; `weights`, `corrections`: the server's. `progress`: gets the
+        bytes that have crossed, and all that will."""
         if self._ready is None:
             raise PeerProtocolError(self.channel.peer, "asked for correlations before it was set up", SAME_VERSION)
         pair, wire = self._ready
-        with self._naming_the_peer():
+        if progress is not None:
+            self._watch(progress, self._costs.of(correlations.pair_walk({})).total)
+        with self._working():
             correlations.make(pair, masks(key), wire, weights, corrections)
+        self._watched.moved = lambda: None
+
+    def _watch(self, progress: Callable[[int, int], None], total: BothWays) -> None:
+        before = self.channel.meter.snapshot()
+
+        def moved() -> None:
+            meter = self.channel.meter.since(before)
+            progress(meter.sent + meter.received, total.to_client + total.to_server)
+
+        self._watched.moved = moved
 
     @contextmanager
-    def _naming_the_peer(self) -> Iterator[None]:
+    def _working(self) -> Iterator[None]:
         """What does not decrypt, or has another size, came from the peer."""
+        before = self.channel.meter.snapshot()
         try:
             yield
+            moved = self.channel.meter.since(before)
+            self.notes.passed_on(**{name: getattr(moved, name) for name in _COUNTED})
         except HomomorphicError as error:
             fault = str(error).partition(";")[0]
             raise PeerProtocolError(self.channel.peer, f"sent no such numbers ({fault})", SAME_VERSION) from None
+
+
+class _WatchedChannel:
+    """A channel, and what is called after each of its frames (`moved`)."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.moved: Callable[[], None] = lambda: None
+
+    def send(self, data: Buffer) -> None:
+        self._channel.send(data)
+        self.moved()
+
+    def recv(self, size: int) -> bytearray:
+        data = self._channel.recv(size)
+        self.moved()
+        return data
+
+    def exchange(self, data: Buffer, size: int) -> bytearray:
+        data = self._channel.exchange(data, size)
+        self.moved()
+        return data
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._channel, name)

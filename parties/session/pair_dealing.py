@@ -13,14 +13,15 @@ from .masked_weights import Served
 from .messages import PartRun
 from .pair_corrections import PairCorrections
 from .preprocessed import Pace, query_key
+from .statements import SessionNotes
 
 
 class PairDealing:
     """Makes each number's corrections with the client, in memory. Errors: those of PairCorrections."""
 
-    def __init__(self, client: Channel, served: Served, session: str) -> None:
+    def __init__(self, client: Channel, served: Served, notes: SessionNotes) -> None:
         self._client, self._served = client, served
-        self._pair = PairCorrections(client, True, session)
+        self._pair = PairCorrections(client, True, notes)
         self._seed = b""
 
     def set_up(self, seed: bytes) -> None:

@@ -45,10 +45,22 @@ def rate_in_words(audits: float) -> str:
     return short if float(short) == audits else repr(audits)
 
 
-def my_hello(program: Program, role: str, session: str = "", protocol: str = "beaver", config: str = "") -> Hello:
-    """As `make_hello`, of a program that is compiled for sessions."""
-    topology, audits = "helper" if is_for_two_servers(program) else "dealer", rate_in_words(program.audits)
-    about = {"topology": topology, "ring": program.ring, "plan": program.plan, "audits": audits}
+def my_hello(
+    program: Program,
+    role: str,
+    session: str = "",
+    protocol: str = "beaver",
+    config: str = "",
+    topology: str = "dealer",
+) -> Hello:
+    """As `make_hello`, of a program that is compiled for sessions. `topology`: for a helper the program says it."""
+    topology = "helper" if is_for_two_servers(program) else topology
+    about = {
+        "topology": topology,
+        "ring": program.ring,
+        "plan": program.plan,
+        "audits": rate_in_words(program.audits),
+    }
     return make_hello(role, protocol, program.hash(), session, config, **about)
 
 

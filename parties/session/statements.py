@@ -44,11 +44,12 @@ _STATEMENTS = TypeAdapter(tuple[SignedStatement, ...])
 
 @dataclass
 class SessionNotes:
-    """What a party notes of a session. `program`: what the hello names. `rounds`: the traffic of all online phases;
-    `correlations`: what server and client passed on to each other."""
+    """What a party notes of a session. `program`, `topology`: what the hello names; `rounds`: the traffic of all online
+    phases; `correlations`: what server and client sent each other of these."""
 
     program: Any
     session: str
+    topology: str = "dealer"
     spending: Spending = field(default_factory=Spending)
     queries: int = 0
     audits: int = 0
@@ -90,7 +91,7 @@ class SessionNotes:
     def about(self) -> dict[str, Any]:
         """Fields of SessionFacts: what the protocol is and verifies. A session in which a check fails ends."""
         return {
-            "topology": "helper" if is_for_two_servers(self.program) else "dealer",
+            "topology": "helper" if is_for_two_servers(self.program) else self.topology,
             "plan": self.program.plan,
             "verify": "audits" if self.program.audits else "none",
             "passed": True if self.audits else None,

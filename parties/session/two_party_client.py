@@ -60,7 +60,8 @@ class ClientTape(NamedTuple):
 @dataclass
 class Agreed:
     """A query whose correlations both sides have. `ready`: what the server says of its own; `ahead`: whether they are
-    preprocessed; `seconds`: how long the query has waited for them."""
+    preprocessed; `seconds`: how long the query has waited for them; `made_bytes`: sent and received to make them, where
+    this side has."""
 
     number: int
     runs: Runs
@@ -69,6 +70,7 @@ class Agreed:
     ready: dict[str, Any]
     ahead: bool
     seconds: float
+    made_bytes: int | None = None
 
 
 class ClientParty(QueryingParty):
@@ -111,9 +113,10 @@ class ClientParty(QueryingParty):
         self._block = RunBlock[Tape]()  # correlations of runs to come
         self.server, self.seed_dealer = server, seed_dealer
         self.session, self.store, self.use_store = session, store, use_store
-        self.waiting, self.notes = waiting, SessionNotes(program, session)
+        topology = "dealer" if seed_dealer else "pair"
+        self.waiting, self.notes = waiting, SessionNotes(program, session, topology)
         self.seed = new_seed()
-        self._pair = None if seed_dealer else PairCorrections(server, False, session)
+        self._pair = None if seed_dealer else PairCorrections(server, False, self.notes)
         self.weights = ReceivedWeights(server, program, cache, commitment, masked=self._pair is None)
         self.number = 0  # of the next query
         self.kept, self._begun = 0, False  # correlations added to the store, and whether that knows the session
@@ -151,7 +154,7 @@ class ClientParty(QueryingParty):
     ) -> Answer:
         if progress:
             progress("offline", 0, 1)
-        return self.run(self.agree(more, runs), sources, progress, constants)
+        return self.run(self.agree(more, runs, progress), sources, progress, constants)
 
     def run(
         self,
@@ -180,13 +183,15 @@ class ClientParty(QueryingParty):
         timings.offline_s, timings.ahead = agreed.seconds, agreed.ahead
         costs = price(program)
         timings.offline_bytes = costs.passed_on_bytes if agreed.ahead else costs.offline_bytes
+        if agreed.made_bytes is not None:
+            timings.offline_bytes = agreed.made_bytes
         others = {
             "server_offline_s": amount(ready, "offline_s"),
-            "dealer_s": amount(ready, "dealer_s"),
             "server_online_s": amount(finished, "online_s"),
             "server_peak_rss_mb": amount(finished, "peak_rss_mb"),
-            "dealer_peak_rss_mb": amount(ready, "dealer_peak_rss_mb"),
         }
+        if self._pair is None:
+            others |= {name: amount(ready, name) for name in ("dealer_s", "dealer_peak_rss_mb")}
         return Answer({n: v for n, v in outputs.items() if v is not None}, timings, others)
 
     def _enter(self, agreed: Agreed, sources: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -209,7 +214,7 @@ class ClientParty(QueryingParty):
             self._begun = True
         self.server.send_message({"precompute": count})
         for done in range(count):
-            reply = self._made(self.number, "full") or self._expect("stored", "full")
+            reply = self._made(self.number, progress, "full") or self._expect("stored", "full")
             if "full" in reply:
                 raise StoreError(self.server.peer, f"{printable(reply.get('what'))} (kept {done} of {count})")
             if reply["stored"] != self.number:
@@ -240,10 +245,10 @@ class ClientParty(QueryingParty):
         """Wait until all background tasks have ended."""
         self._background.join(seconds)
 
-    def agree(self, more: bool = False, runs: Runs = ONE_RUN) -> Agreed:
+    def agree(self, more: bool = False, runs: Runs = ONE_RUN, progress: Progress | None = None) -> Agreed:
         """Agree with the server on the correlations of the next query, and wait until both sides have them. `more`,
-        `runs`: as of `query`."""
-        started, part_run = time.perf_counter(), runs.turn
+        `runs`, `progress`: as of `query`."""
+        started, part_run, before = time.perf_counter(), runs.turn, self.server.meter.snapshot()
         if self._coming is not None and self._coming.part_run != part_run:
             self._skip()
         while True:
@@ -255,7 +260,7 @@ class ClientParty(QueryingParty):
             sources = {"store": coming.ref, "more": more, "then": ref}
             self.server.send_message(Ask.model_validate({**dict(runs), "query": number, **sources}).message())
             if coming.ref is None and coming.task is None:
-                self._made(number)
+                self._made(number, progress)
                 coming.task = self._prepare(number, part_run)
             reply = self._expect("taken", "missing", "ready", "spent")  # Busy: what is coming is kept for the next time
             if "taken" in reply and coming.ref is not None:
@@ -282,8 +287,10 @@ class ClientParty(QueryingParty):
                 self.server.send_message({"abort": number})
                 raise
             self.server.send_message({"go": number})
-            seconds = time.perf_counter() - started
-            return Agreed(number, runs, tape, key, reply, coming.ref is not None, seconds)
+            seconds, moved = time.perf_counter() - started, self.server.meter.since(before)
+            made = coming.ref is None and self._pair is not None
+            made_bytes = moved.sent + moved.received if made else None
+            return Agreed(number, runs, tape, key, reply, coming.ref is not None, seconds, made_bytes)
 
     def _passed_on(self, part_run: PartRun) -> bytearray:
         """What the server passes on of the correlations."""
@@ -386,7 +393,7 @@ class ClientParty(QueryingParty):
                 self._pair.set_up()
             self._live = True
 
-    def _made(self, number: int, *instead: str) -> dict:
+    def _made(self, number: int, progress: Progress | None, *instead: str) -> dict:
         """Without a dealer: make the corrections of a query with the server, or return what it says `instead`."""
         if self._pair is None:
             return {}
@@ -395,7 +402,8 @@ class ClientParty(QueryingParty):
             return reply
         if reply["make"] != number:
             raise out_of_place(self.server)
-        self._pair.make(Correlations(self.program), query_key(self.seed, number), {})
+        tell = None if progress is None else lambda done, total: progress("correlations", done, total)
+        self._pair.make(Correlations(self.program), query_key(self.seed, number), {}, progress=tell)
         return {}
 
     def _expect(self, *expected: str) -> dict:

@@ -115,7 +115,8 @@ class ServerParty:
         count: Callable[[int], None] | None = None,
         signer: Signer | None = None,
     ) -> None:
-        self.signer, self.notes, self._sent_weights = signer, SessionNotes(served.program, session), 0
+        topology = "pair" if dealer is None else "dealer"
+        self.signer, self.notes, self._sent_weights = signer, SessionNotes(served.program, session, topology), 0
         self.served, self.client, self.dial_dealer = served, client, dealer
         self.device = served.device
         self.outside, self.count = outside, count
@@ -193,7 +194,7 @@ class ServerParty:
             if self._dealing is not None:
                 raise out_of_place(self.client)
             self.client.send_message({"live": True})
-            self._dealing = PairDealing(self.client, self.served, self.session)
+            self._dealing = PairDealing(self.client, self.served, self.notes)
             self._dealing.set_up(self.seed)
             return
         if self._dealing is None:

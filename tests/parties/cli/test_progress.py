@@ -76,7 +76,7 @@ def test_what_an_answer_waits_for(monkeypatch, terminal):
     shown = progress.Waiting()
     with shown.watching():
         shown.step("offline", 0, 1)
-        eventually(lambda: "waiting for the dealer (0 s)" in screen.getvalue(), "the dealer is named")
+        eventually(lambda: "waiting for correlations (0 s)" in screen.getvalue(), "what is waited for is named")
         shown.step("again", 0, 1)
         shown.step("queue", 0, 3)
         wanted = f"{progress.AGAIN}waiting for a worker of the server, 2 go first (0 s)"
