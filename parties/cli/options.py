@@ -186,7 +186,7 @@ Dealer = Annotated[
     str | None,
     Option(
         "--dealer",
-        help="HOST:PORT of the dealer (default: localhost:7444); local; or none: do without.",
+        help="HOST:PORT of a dealer; local; none (default: localhost:7444).",
     ),
 ]
 NoDealer = Annotated[str | None, Option("--dealer", metavar="none", help="The two parties do without a dealer.")]
