@@ -3,6 +3,7 @@
     python -m bench.latency --model minilm --length 128 --plan fast --format json
     python -m bench.latency --model minilm --length 32 --rtt 40 --bandwidth 100     on an imitated network
     python -m bench.latency --model minilm --weights public     delegated layers; with plan fast in 24 bits
+    python -m bench.latency --plan fast --dealer none       the two parties make the correlations
     python -m bench.latency --plan fast --weights both      private and public weights in turn, and their ratios
     python -m bench.latency --plan fast --audits 0.25 --queries 20      without and with audits in turn
 
@@ -13,13 +14,15 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import blindformer as bf
+import psutil
 import torch
 from blindformer.approximations import Plan, approximate, out_of_range, restore
 from blindformer.models.artifacts import save
@@ -27,6 +30,7 @@ from blindformer.models.compile import Compiled, compile
 from blindformer.models.program.pricing import Network
 from blindformer.models.weight_owners import PRIVATE, PUBLIC
 from blindformer.parties.client.local import LocalParties
+from blindformer.parties.launch import NO_DEALER
 from blindformer.parties.session.online import Answer, Timings, rss_mb
 from blindformer.protocols.devices import described, find_device
 from rich.table import Table
@@ -110,8 +114,9 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
             estimates.append(asdict(bf.estimate(compiled, network)))
 
     with built(work, chosen.plan, say, look, chosen.weights, network) as compiled:
-        report = ask(work, chosen.plan, compiled, chosen.timeout, say, network, device=chosen.device)
-    report["weights_are"] = chosen.weights
+        more = {"device": chosen.device, "dealer": chosen.dealer}
+        report = ask(work, chosen.plan, compiled, chosen.timeout, say, network, **more)
+    report |= {"weights_are": chosen.weights, "dealer": chosen.dealer or "offline"}
     for expected in estimates:
         whole = expected["offline_s"] + expected["online_s"]
         ratios = [(a + b) / whole for a, b in zip(report["offline_s_all"], report["online_s_all"], strict=True)]
@@ -189,9 +194,11 @@ def _joined(sessions: list[Report]) -> Report:
 
 
 class Asked(NamedTuple):
-    """The answers to all queries of one session, and what it says of itself."""
+    """The answers to all queries of one session, and what it says of itself. `cpu_s`: of each query, this process's and
+    all others'."""
 
     answers: list[Answer]
+    cpu_s: list[float]
     setup_s: float
     setup_bytes: int
     wire_overhead_bytes: int
@@ -200,8 +207,23 @@ class Asked(NamedTuple):
 def ask_each(kind: Any, model: Any, queries: Iterable[Batch], **parties: Any) -> Asked:
     """`kind`: of session."""
     with kind(model, **parties) as session:
-        answers = [session.query(query) for query in queries]
-        return Asked(answers, session.setup_s, session.setup_bytes, session.wire_overhead_bytes)
+        spent, answers = [_cpu_seconds(session.processes)], []
+        for query in queries:
+            answers.append(session.query(query))
+            spent.append(_cpu_seconds(session.processes))
+        cpu = [after - before for before, after in pairwise(spent)]
+        return Asked(answers, cpu, session.setup_s, session.setup_bytes, session.wire_overhead_bytes)
+
+
+def _cpu_seconds(services: Mapping[str, int]) -> float:
+    """Of this process and those of the services, by role, with all that they have forked."""
+    total = time.process_time()
+    for pid in services.values():
+        for process in (parent := psutil.Process(pid), *parent.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+    return total
 
 
 def ask(
@@ -213,6 +235,7 @@ def ask(
     network: Network | None = None,
     audits: float | None = None,
     device: str = "cpu",
+    dealer: str | None = None,
 ) -> Report:
     """Run all queries of a workload that is `built` in one session, and compare with torch.
 
@@ -226,7 +249,7 @@ def ask(
     pin = network is None  # on a network all three parties' work overlaps
     parties: dict[str, Any] = {"timeout": timeout, "pin": pin, "network": network}
     if isinstance(folder, Path):
-        parties |= {"audits": audits or 0.0, "device": device}
+        parties |= {"audits": audits or 0.0, "device": device, "dealer": dealer}
         run = apart(ask_each, LocalParties, folder, work.queries, threads=1, **parties)
     else:
         from blindformer.parties.client.delegated import DelegatedSession
@@ -245,7 +268,7 @@ def ask(
     last = counted[-1]
     offline, online = (spread(key, [getattr(t, key) for t in counted]) for key in SECONDS)
     memory = {"client": max(t.peak_rss_mb for t in timings)}
-    for party in ("server", "dealer"):
+    for party in ("server",) if dealer else ("server", "dealer"):
         memory[party] = max(answer.others[f"{party}_peak_rss_mb"] for answer in run.answers)
     libraries = apart(rss_mb)
     return {
@@ -263,6 +286,7 @@ def ask(
         "plaintext_s": plaintext,
         **offline,
         **online,
+        "cpu_s": statistics.median(run.cpu_s[1:]),
         "offline_bytes": last.offline_bytes,
         "online_bytes": last.online.sent + last.online.received,
         "up_bytes": last.online.sent,
@@ -358,6 +382,7 @@ def show(report: Report) -> list[Table | str]:
         "plaintext, one thread": seconds(report["plaintext_s"]),
         "online": f"{took('online_s')}, {report['online_over_plaintext']:.1f}x plaintext",
         "offline": f"{took('offline_s')}, {report['offline_over_online']:.2f}x online",
+        "CPU, all parties": seconds(report["cpu_s"]),
         "online traffic": f"{online}  (up {up}, down {down})",
         "offline traffic": megabytes(report["offline_bytes"]),
         "rounds": str(report["rounds"]),
@@ -414,6 +439,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--device", default="cpu", help="where all parties compute: cpu, cuda, cuda:1 (default cpu)")
     add_network(options)
     add_weights(options, BOTH)
+    options.add_argument("--dealer", choices=[NO_DEALER], help="none: the two parties do without (default: with one)")
     options.add_argument("--audits", type=float, default=0.0, help="compare with runs of which so many are audits")
     return carry_out(options, arguments, measure, show)
 

@@ -111,6 +111,7 @@ def estimate(
         TIMED,
     ] = LAN,
     protocol: options.Priced = DEFAULT,
+    dealer: Annotated[options.NoDealer, ALONE, Without("--audits")] = None,
     parties: Annotated[options.Parties, options.among(priced())] = 2,
     calibrate: Annotated[options.Calibrate, WHOLE] = None,
     embedding: options.Embedding = "client",
@@ -128,11 +129,13 @@ def estimate(
     """
     check_there("--calibrate", calibrate)
     check_there("--adapter", adapter)
+    options.check_no_dealer(dealer, protocol)
     owners = weights_of(weights)
     if is_delegated(model):
         raise BlindformerError(f"{model}: its weights are public; give the model's own folder, and --weights public")
     if find(public := protocol_for(protocol, owners, embedding, heads=True)).as_it_is:
-        refuse_for_public(public, {"--tokens": tokens, "--calibrate": calibrate, "--audits": audits, "--by": by})
+        of_private = {"--calibrate": calibrate, "--audits": audits, "--by": by, "--dealer": dealer}
+        refuse_for_public(public, {"--tokens": tokens, **of_private})
         private_head = owners == PRIVATE_HEAD
         _show_delegated(model, adapter, plan, client_memory, length or LENGTH, network, form, private_head)
         return
@@ -192,6 +195,11 @@ def estimate(
             show = partial(_show, by or "layer") if entry.parties else _show_many
             show = partial(show, loaded, length, plan_name, protocol, price)
             result = asdict(price)
+            if dealer:
+                from ..reports.pair_estimate import estimate_pair
+
+                made = estimate_pair(compiled.program, chosen_network)
+                show, result = partial(_show_pair, show, made), result | {"pair": asdict(made)}
             if audits:
                 runs = 1 / (1 - audits)
                 show, head = partial(_show_audited, show, price, audits), head | {"audits": audits, "runs": runs}
@@ -347,6 +355,19 @@ def _show_many(loaded: Any, length: int, plan: str, protocol: str, price: Any) -
 def _passed_on(price: Any) -> str:
     size = price.passed_on_bytes
     return f", {size / MB:.1f} MB of it on to the client" if size else ""
+
+
+def _show_pair(show: Callable[[], None], made: Any) -> None:
+    show()
+    rows = [(kind, mb(one.to_client), mb(one.to_server)) for kind, one in sorted(made.query.items())]
+    query, setup = ((one.to_client + one.to_server) / MB for one in (made.total, made.setup))
+    out = console()
+    out.print("\nwithout a dealer, in the place of offline and set-up above, server and client send each other")
+    out.print(table("", "MB to client", "MB to server", right=(1, 2), rows=rows))
+    out.print(
+        f"offline  {query:.1f} MB in {made.rounds} rounds, {made.network_s:.2f} s of network; without computing\n"
+        f"set-up   {setup:.1f} MB a session: the encrypted weights, keys and base transfers"
+    )
 
 
 def _show(by: str, loaded: Any, length: int, plan: str, protocol: str, price: Any) -> None:

@@ -18,6 +18,7 @@ from ...errors import BlindformerError
 from ...models.loading.packaged import check_name
 from ...models.loading.truncation import Truncation
 from ..config import ClientSection, GatewaySection, SessionSection
+from ..launch import NO_DEALER
 from ..registry import DEFAULT, find, in_words, priced, runs_here, served
 from .commands import Checked, Needs, Without
 from .output import note, print_result, table
@@ -220,6 +221,14 @@ class DeploymentOptions:
         session = {field.name: getattr(self, field.name) for field in fields(DeploymentOptions)}
         session["certificates"] = session.pop("certs")
         return {name: value for name, value in session.items() if value is not None}
+
+
+def check_no_dealer(dealer: str | None, protocol: str) -> None:
+    """`NoDealer`'s value. Errors: BlindformerError."""
+    if dealer not in (None, NO_DEALER):
+        raise BlindformerError(f"--dealer {dealer}: here it is none, or left out; `query` asks with one elsewhere")
+    if dealer and protocol != DEFAULT:
+        raise BlindformerError(f"--dealer none: is of protocol {DEFAULT}, and this is {protocol}; leave it out")
 
 
 AnyRing = Annotated[bool, Option("--any-ring", hidden=True, help="For tests: take parameters below 128 bits.")]

@@ -16,7 +16,7 @@ from ...errors import BlindformerError
 from ...models.loading.truncation import IN_COMMANDS
 from ...versions import versions
 from ..config import load_settings
-from ..launch import LOCAL, NO_DEALER
+from ..launch import LOCAL
 from ..registry import DEFAULT, PRIVATE_HEAD, deployed, find_talking, protocol_for
 from . import options
 from .items import InputItem, InputOptions, check_length, raise_if_all
@@ -103,10 +103,7 @@ def run(
         )
     prices = vouched.read_prices(protocol, config)
     settings = load_settings(config, deployed())
-    if dealer not in (None, NO_DEALER):
-        raise BlindformerError(f"--dealer {dealer}: here it is none, or left out; `query` asks with one elsewhere")
-    if dealer and protocol != DEFAULT:
-        raise BlindformerError(f"--dealer none: is of protocol {DEFAULT}, and this is {protocol}; leave it out")
+    options.check_no_dealer(dealer, protocol)
     local = _local(protocol, parties, owner or [])
     local.check_device(device := device or "cpu")
     asking: dict[str, Any] = {"timeout": settings.session.timeout if config else TIMEOUT, "threads": threads}

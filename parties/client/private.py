@@ -20,7 +20,7 @@ from ...models.program.scales import Precision
 from ...models.weight_owners import PRIVATE, PUBLIC, Weights, weight_owners
 from ...protocols.errors import BlindformerError
 from ..receipts.receipt import Prices, Receipt, issue
-from ..registry import PRIVATE_HEAD, find_talking, protocol_for, resolve
+from ..registry import DEFAULT, PRIVATE_HEAD, find_talking, protocol_for, resolve
 from ..reports.report import Report
 from ..session.online import Progress
 from .base import BaseClient
@@ -59,6 +59,7 @@ def make_private(
     generation: Mapping[str, Any] | None = None,
     threads: int = 1,
     device: str = "cpu",
+    dealer: str | None = None,
     pad: bool = False,
     client_memory: str = "",
     timeout: float = 120,
@@ -83,6 +84,7 @@ def make_private(
     generation   options of `compile_chat` for `generate`, such as {"slots": 512}
     threads      of each party
     device       where each party computes: "cpu", "cuda" or "cuda:1"
+    dealer       "none", with protocol beaver: the two parties do without
     pad          with public weights: pad rows of a pass to a power of two, which hides their number
     client_memory  with public weights: memory for layers that are computed here, such as "200MB"; saves rounds
     timeout      seconds that a party may be silent
@@ -102,6 +104,8 @@ def make_private(
     if local.entry.insecure:
         warnings.warn(f"protocol {protocol}: {local.entry.insecure}", InsecureProtocol, stacklevel=2)
     local.check_device(device)
+    if dealer is not None and protocol != DEFAULT:
+        raise PrivateError(f"dealer {dealer}: is of protocol {DEFAULT} with private weights; leave it out")
     if (pad or client_memory) and not local.entry.as_it_is:
         name = "pad" if pad else "client_memory"
         raise PrivateError(f'{name}: is for models that run as they are; give weights="public", or leave it out')
@@ -127,6 +131,8 @@ def make_private(
     private.pad, private.client_memory = pad, client_memory
     if device != "cpu":
         private.session_options["device"] = device
+    if dealer is not None:
+        private.session_options["dealer"] = dealer
     private.source = (loaded, tokenizer)
     private.generation = {"embedding": embedding, "weights": weights, "progress": compiling, **(generation or {})}
     if example is not None:

@@ -103,7 +103,7 @@ def test_a_text_that_does_not_fit_costs_nothing(site, connect):
 def test_a_text_is_cut_where_that_was_asked_for_and_the_server_sees_the_padded_length_alone(site, connect, classify):
     words, before = "how is my password , " + "not good " * 20, len(site.server.logged("answered"))
     client = connect(site, length=16, truncate="end")
-    whole, cut = client.query_many([TEXTS[0], words])
+    whole, cut = client.query(TEXTS[0]), client.query(words)
     assert (whole.length, whole.truncated, cut.length) == (16, 0, 16)
     assert cut.truncated == client.part.task.tokens(words) - 16
     nested(cut.value, classify(words, top_k=None, truncation=True, max_length=16), TOLERANCE)

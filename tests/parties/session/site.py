@@ -94,6 +94,7 @@ class Follower:
 class Site(PartyThreads):
     """A server, a dealer, and any number of clients or of data owners with a helper.
 
+    dealt      whether there is a dealer
     answers    of `run_session`
     answered   what the server says of each query, to `on_query`
     dealer_up  whether the dealer can be dialled; `dialled`: how often it was
@@ -101,8 +102,11 @@ class Site(PartyThreads):
     received   all payloads by (receiver, sender)
     """
 
-    def __init__(self, case: Case, *, store: Any = None, timeout: float = 20, secret: bytes = SECRET) -> None:
+    def __init__(
+        self, case: Case, *, store: Any = None, timeout: float = 20, secret: bytes = SECRET, dealt: bool = True
+    ) -> None:
         super().__init__(timeout)
+        self.dealt = dealt
         self.case, self.store, self.served = case, store, Served(case, secret)
         self.answers: list[Answer] = []
         self.answered: list[tuple[int, Timings]] = []
@@ -166,7 +170,7 @@ class Site(PartyThreads):
         party = ServerParty(
             self.served,
             channel,
-            lambda: self.dial_dealer(program, session),
+            (lambda: self.dial_dealer(program, session)) if self.dealt else None,
             session=session,
             client_id=client_id,
             store=self.store,
@@ -187,7 +191,7 @@ class Site(PartyThreads):
         """A client, or a helper, that meets the server on `channel`."""
         program = self.case.program
         leave = lambda seed: self.leave_seed(program, session, seed)  # noqa: E731
-        return kind(program, self.case.constants, channel, leave, session=session, **options)
+        return kind(program, self.case.constants, channel, leave if self.dealt else None, session=session, **options)
 
     @contextmanager
     def client(

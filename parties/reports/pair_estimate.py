@@ -1,0 +1,45 @@
+"""What a query's correlations cost two parties that make them without a dealer. Exact: what is metered is the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...models.program.correlations import Correlations
+from ...models.program.pricing import Network
+from ...models.program.program import Program
+from ...protocols.pair.declared import BothWays, PairCost, SessionCosts, setup_traffic
+from ..session.pair_corrections import check_pair
+
+BYTE = 8  # bits
+
+
+@dataclass(frozen=True)
+class PairEstimate:
+    """Payload in bytes.
+
+    setup      of a session, once: base transfers, the lattice key and the encrypted weights
+    query      of each query after the first, by kind
+    rounds     of a query
+    network_s  seconds of a query on the network: its round trips and bytes, without computing
+    """
+
+    setup: BothWays
+    query: dict[str, BothWays]
+    rounds: int
+    network_s: float
+
+    @property
+    def total(self) -> BothWays:
+        return PairCost(traffic=self.query).total
+
+
+def estimate_pair(program: Program, network: Network) -> PairEstimate:
+    """Errors: BlindformerError for a program whose correlations take a dealer."""
+    check_pair(program)
+    costs, setup, walk = SessionCosts(), setup_traffic(), Correlations(program).pair_walk({})
+    if (weights := costs.of(walk).traffic.get("weights")) is not None:
+        setup.add(weights.to_client, weights.to_server)
+    query = costs.of(walk)
+    both = query.total.to_client + query.total.to_server
+    seconds = query.rounds * network.rtt + both * BYTE / network.bandwidth
+    return PairEstimate(setup, query.traffic, query.rounds, seconds)
