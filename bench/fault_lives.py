@@ -147,7 +147,6 @@ def _talking(
     asker: Asker, store: Path, on_pass: Any = None, progress: Any = None
 ) -> AbstractContextManager[Conversation]:
     site, watched = asker.site, watched_store(store)
-    assert site.dealer is not None
     where = (site.compiled, site.server, site.dealer, site.certificates, site.timeout)
     return conversation_with(*where, on_pass, wait=BACK, store=watched, progress=progress)
 

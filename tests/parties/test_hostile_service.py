@@ -111,7 +111,7 @@ class Besieged:
 
     def leave_seed(self, session: str) -> None:
         mine = my_hello(self.program, "client", session)
-        seed_dealer(self.context, self.deployment.dealer.address, mine, PATIENCE, bytes(32))
+        seed_dealer(self.context, self.site.dealer, mine, PATIENCE, bytes(32))
 
     def connect(
         self, role: str = "server", context: ssl.SSLContext | None = None, room: int | None = None
@@ -311,11 +311,11 @@ def test_a_wrong_certificate_or_none(besieged: Besieged, tmp_path: Path) -> None
 
 def test_a_client_that_acts_as_another(besieged: Besieged) -> None:
     """A good certificate, of the wrong role for what it says or wants."""
-    site, program, dealer = besieged.site, besieged.program, besieged.deployment.dealer.address
+    site, program = besieged.site, besieged.program
     with besieged.attack():
         for address, says, peer in (
-            (dealer, "server", "dealer"),
-            (dealer, "dealer", "dealer"),
+            (site.dealer, "server", "dealer"),
+            (site.dealer, "dealer", "dealer"),
             (site.server, "dealer", "server"),
             (site.server, "helper", "server"),
         ):
