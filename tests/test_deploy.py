@@ -26,7 +26,8 @@ COMMAND = {"dealer": "dealer", "gateway": "gateway", "helper": "helper", "server
 def test_every_file_shown_can_be_used(text, tmp_path):
     (tmp_path / "blindformer.toml").write_text(text)
     settings = load_settings(tmp_path / "blindformer.toml")
-    for role in ("server", "dealer", "helper") if settings.session.topology == "helper" else ("server", "dealer"):
+    dialled = {"pair": ("server",), "dealer": ("server", "dealer"), "helper": ("server", "dealer", "helper")}
+    for role in dialled[settings.session.topology]:
         assert f"[parties.{role}]" in text
         # Where a service is dialled and where it listens are one port here.
         if f"[{role}]" in text:

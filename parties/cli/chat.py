@@ -16,7 +16,7 @@ from rich.markup import escape
 from typer import Argument, Exit, Option
 
 from ...errors import BlindformerError
-from ..launch import LOCAL
+from ..launch import LOCAL, NO_DEALER
 from ..registry import DEFAULT, ProtocolEntry, compiled_for, in_words, protocol_for
 from ..registry import talking as protocols
 from . import options
@@ -108,6 +108,8 @@ class ConversationOptions(options.DeploymentOptions, ReceiptOptions):
     ) -> Iterator[tuple[Conversation, ProtocolEntry, dict[str, Any]]]:
         """A conversation with `model`, which is compiled if need be; who computes it; the options of its `generate`."""
         check_there("--system", self.system)
+        if self.dealer == NO_DEALER:
+            raise BlindformerError("--dealer none: correlations of conversations take a dealer; leave it out")
         name = self._protocol(model)
         refuse_for_public(name, {"--tokens": self.slots, "--window": self.window})
         prices = self.read_prices(name, self.config)

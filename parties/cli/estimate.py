@@ -198,8 +198,8 @@ def estimate(
             if dealer:
                 from ..reports.pair_estimate import estimate_pair
 
-                made = estimate_pair(compiled.program, chosen_network)
-                show, result = partial(_show_pair, show, made), result | {"pair": asdict(made)}
+                price.pair = estimate_pair(compiled.program, chosen_network)
+                show, result = partial(_show_pair, show, price.pair), asdict(price)
             if audits:
                 runs = 1 / (1 - audits)
                 show, head = partial(_show_audited, show, price, audits), head | {"audits": audits, "runs": runs}

@@ -12,9 +12,19 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, Task, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    Task,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 PATIENCE, PAUSE = 2.0, 10.0  # seconds until the first line about what takes long, and between lines
+MINUTE = 60.0  # from which on the time that is left is said
 PROGRESS = "BLINDFORMER_PROGRESS"  # "off" in the environment: no progress
 
 
@@ -32,6 +42,7 @@ class Phases:
             TaskProgressColumn(),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
             console=terminal,
             transient=True,
             disable=not (wanted and terminal.is_terminal),
@@ -107,6 +118,8 @@ class Phases:
             if task is None or (task.total and task.completed >= task.total):
                 continue
             part = f" {task.percentage:.0f}%" if task.total else ""
+            if part and (left := task.time_remaining or 0) >= MINUTE:
+                part += f", {left / MINUTE:.0f} min left"
             line = f"{task.description}{part}  {task.fields['note']}".strip()
             if line != written:
                 print(line, file=sys.stderr, flush=True)

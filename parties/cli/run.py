@@ -128,6 +128,7 @@ def run(
             raise InputError(f"--truncate: is of texts, and {loaded.name} takes {task.medium.word}s; leave it out")
         if task.writes:
             refuse({"--owner": owner}, "the second party has the texts and gets the answers here; leave it out")
+            refuse({"--dealer": dealer}, "of a model that writes correlations take a dealer; leave it out")
             find_talking(protocol)
         else:
             refuse({"--seconds": seconds}, f"is of models that write down speech, and {loaded.name} does not")

@@ -32,7 +32,7 @@ from ...models.loading.task import WRITTEN, Task
 from ...models.loading.truncation import IN_PYTHON, Truncation, truncation_of
 from ...models.weight_owners import Weights, weight_owners
 from ..config import load_settings
-from ..launch import LOCAL
+from ..launch import LOCAL, NO_DEALER
 from ..registry import DEFAULT, PRIVATE_HEAD, client_of, compiled_for, find_talking, protocol_for
 from .base import BaseClient
 from .client import LocalClient, open_here
@@ -300,7 +300,8 @@ def _check_options(protocol: str, client: type, server: str, options: Mapping[st
     given = [name for name, value in options.items() if value is not None]
     if unknown := [name for name in given if name not in known]:
         raise ClientError(f"{unknown[0]}: the parties of protocol {protocol} have no use for it; leave it out")
-    if deployed := [name for name in ("dealer", "helper", "certificates") if server == LOCAL and name in given]:
+    elsewhere = [name for name in given if options[name] != NO_DEALER] if server == LOCAL else []
+    if deployed := [name for name in ("dealer", "helper", "certificates") if name in elsewhere]:
         raise ClientError(
             f'{deployed[0]}: "local" starts its parties and makes their certificates itself; leave it out'
         )

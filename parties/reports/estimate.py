@@ -41,11 +41,13 @@ from ...models.loading.load import Loaded, load
 from ...models.program.pricing import NETWORKS, Network, PriceAmong, QueryPrice, price, price_among
 from ...models.program.program import Program
 from ...protocols.errors import BlindformerError
+from ..launch import NO_DEALER
 from ..session.delegation import corrections_bytes, request_bytes
 from ..session.online import part_run
 from ..session.parties import Parties
 from ..session.rehearsal import Move, Rehearsal, rehearse
 from ..transport.shaping import Link
+from .pair_estimate import PairEstimate, estimate_pair
 
 MINUTE = 60.0
 
@@ -60,6 +62,7 @@ class Estimate(QueryPrice):
     compute_s  CPU seconds in these, by party and phase
     rtt_s      round trip in seconds
     bandwidth  bits a second, in each direction
+    pair       without a dealer: what takes the place of set-up and offline phase, which are those with one
     """
 
     network: str
@@ -69,6 +72,7 @@ class Estimate(QueryPrice):
     offline_s: float
     online_s: float
     compute_s: dict[str, float]
+    pair: PairEstimate | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -86,14 +90,14 @@ def estimate(
         print(bf.estimate(compiled, "wan").online_s)
 
     network    "loopback", "lan", "wan", or a Network
-    dealer     the network between dealer and server, if it is another
+    dealer     the network between dealer and server, if it is another; "none": there is no dealer
     rehearsal  a measurement to reuse for several networks (default: a new one, which computes two queries)
 
     Raises BlindformerError for an unknown network and for a conversation's program; ProgramError if the protocol does
     not offer an operation.
     """
     near = network if isinstance(network, Network) else find_network(network)
-    far = near if dealer is None else dealer if isinstance(dealer, Network) else find_network(dealer)
+    far = near if dealer in (None, NO_DEALER) else dealer if isinstance(dealer, Network) else find_network(dealer)
     weights = program.weights if isinstance(program, Compiled) else None
     program = program.program if isinstance(program, Compiled) else program
     if program.parts:
@@ -110,6 +114,7 @@ def estimate(
         offline_s=dealt / rehearsal.runs + ready - dealt,
         online_s=clock[-1] - ready,
         compute_s=rehearsal.compute_s(),
+        pair=estimate_pair(program, near) if dealer == NO_DEALER else None,
         **vars(priced),
     )
 

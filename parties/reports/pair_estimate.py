@@ -34,7 +34,7 @@ class PairEstimate:
 
 
 def estimate_pair(program: Program, network: Network) -> PairEstimate:
-    """Errors: BlindformerError for a program whose correlations take a dealer."""
+    """Of one query. Errors: BlindformerError for a program whose correlations take a dealer."""
     check_pair(program)
     costs, setup, walk = SessionCosts(), setup_traffic(), Correlations(program).pair_walk({})
     if (weights := costs.of(walk).traffic.get("weights")) is not None:

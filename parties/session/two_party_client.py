@@ -134,6 +134,7 @@ class ClientParty(QueryingParty):
             self._proposals = Proposals(self.store, self.program.hash(), self._stored_weights)
         if self.use_store != "only" and self._choose() is None:
             self._go_live()
+            self.setup_bytes += self.notes.correlations.sent + self.notes.correlations.received
 
     @property
     def _stored_weights(self) -> str:

@@ -177,6 +177,8 @@ def test_wrong_wishes_are_explained(loaded, batches):
         bf.make_private(loaded.model, parties=3)
     with pytest.raises(bf.BlindformerError, match=r"^parties: 1 are named"):
         bf.make_private(loaded.model, protocol="crypten", parties=1)
+    with pytest.raises(PrivateError, match="dealer none: is of protocol beaver"):
+        bf.make_private(loaded.model, protocol="ckks", dealer="none")
     with pytest.raises(PrivateError, match="generation: is for a language model"):
         bf.make_private(loaded.model, generation={"slots": 32})
     with pytest.raises(PrivateError, match="tokenizer: is for a bare module"):

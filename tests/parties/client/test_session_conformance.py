@@ -33,6 +33,7 @@ from blindformer.parties.launch.processes import LaunchError
 from blindformer.parties.session.messages import SlotsBusy
 from blindformer.parties.session.parties import numbered
 from blindformer.protocols.errors import PeerError
+from blindformer.protocols.kernels import library
 from blindformer.tests.gpu import pretended
 from blindformer.tests.parties.service.helped import Helped
 from blindformer.tests.patience import PATIENCE
@@ -136,6 +137,17 @@ def kill_server(opened: Any) -> None:
 def beaver_here(folder: Path, root: Path) -> Iterator[Place]:
     client = partial(Client, "local", folder=folder, timeout=TIMEOUT)
     yield Place("beaver", folder, lambda: LocalParties(folder, timeout=TIMEOUT), client, kill_server)
+
+
+@contextmanager
+def pair_here(folder: Path, root: Path) -> Iterator[Place]:
+    """Without a dealer."""
+    pytest.importorskip("seal")
+    if library.library is None:
+        pytest.skip("homomorphic products need C kernels")
+    options: dict[str, Any] = {"timeout": TIMEOUT, "dealer": "none"}
+    client = partial(Client, "local", folder=folder, **options)
+    yield Place("beaver", folder, lambda: LocalParties(folder, **options), client, kill_server)
 
 
 @contextmanager
@@ -247,7 +259,7 @@ def ckks_remote(folder: Path, root: Path) -> Iterator[Place]:
 
 
 OF_THREADS = (beaver_threads, beaver_on_gpu, delegated_threads)
-OPENED = (clear, *OF_THREADS, beaver_here, beaver_remote, helper, crypten_here, ckks_here, ckks_remote)
+OPENED = (clear, *OF_THREADS, beaver_here, pair_here, beaver_remote, helper, crypten_here, ckks_here, ckks_remote)
 PLACES = {opened.__name__: opened for opened in OPENED}
 CLIENTS = [opened.__name__ for opened in OPENED if opened not in OF_THREADS]
 LOST = [name for name in CLIENTS if name != "clear"]

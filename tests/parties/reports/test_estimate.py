@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 from blindformer.models.program.pricing import Network, price
 from blindformer.parties.client.local import LocalParties
@@ -10,6 +12,8 @@ from blindformer.parties.session.rehearsal import Move, rehearse
 from blindformer.parties.transport.shaping import on_the_wire
 from blindformer.protocols.beaver import source
 from blindformer.protocols.errors import BlindformerError
+from blindformer.protocols.kernels import library
+from blindformer.protocols.pair.declared import setup_traffic
 
 SLOW = Network("slow", rtt=2.0, bandwidth=8e3)  # a byte a millisecond
 FAR = Network("far", rtt=20.0, bandwidth=8e3)
@@ -151,6 +155,17 @@ def test_a_dealer_far_away_delays_the_offline_phase_alone(compiled, rehearsed):
     far = estimate(compiled, "lan", dealer=FAR, rehearsal=rehearsed)
     assert far.offline_s > near.offline_s + FAR.rtt
     assert far.online_s == pytest.approx(near.online_s)
+
+
+@pytest.mark.skipif(find_spec("seal") is None or library.library is None, reason="needs seal-python and C kernels")
+def test_without_a_dealer_bytes_and_rounds_of_a_query_are_those_after_the_set_up(compiled, rehearsed):
+    pair = estimate(compiled, "lan", dealer="none", rehearsal=rehearsed).pair
+    assert pair is not None
+    assert estimate(compiled, "lan", rehearsal=rehearsed).pair is None
+    total = pair.total.to_client + pair.total.to_server
+    assert pair.network_s == pytest.approx(pair.rounds * 5e-4 + total * 8e-9)
+    assert "weights" not in pair.query
+    assert pair.setup.to_client > setup_traffic().to_client
 
 
 def test_a_networks_figures_may_be_given():

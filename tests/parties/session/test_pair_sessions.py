@@ -38,7 +38,7 @@ def test_answers_are_right_and_cost_the_price(site, case):
     """Online as with a dealer; before it what is declared, and the first query also the weights."""
     declared, costs, told = price(case.program), SessionCosts(), []
     with site.client() as party:
-        assert party.setup_bytes == 0
+        assert party.setup_bytes == setup_traffic().to_client + setup_traffic().to_server
         for _ in range(2):
             answer = party.query(case.client, lambda *step: told.append(step))
             timings = answer.timings
