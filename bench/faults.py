@@ -2,6 +2,7 @@
 
     python -m bench.faults --instants 50 --seed 0
     python -m bench.faults --life conversations --instants 20
+    python -m bench.faults --dealer none --instants 20
 
 Real processes over mutual TLS on loopback, with a small real model. README.md says what is promised, and counted.
 """
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import psutil
+from blindformer.parties.launch import NO_DEALER
 from blindformer.protocols import errors
 from blindformer.tests.shared.clients import ClientProcess
 from blindformer.tests.shared.deployment import Deployment, Running
@@ -26,7 +28,7 @@ from blindformer.tests.shared.site import Site, deploy
 from rich.table import Table
 
 from .fault_lives import LIVES, Life
-from .harness import Report, Say, carry_out, columns, parser
+from .harness import BenchError, Report, Say, carry_out, columns, parser
 from .ledgers import Audit, audit
 
 PROCESSES.set_forkserver_preload(["blindformer.tests.shared.clients", f"{__package__}.fault_lives"])
@@ -98,8 +100,9 @@ class Killer:
 
     def run(self, instants: int, say: Say) -> None:
         """As many kills of each victim, in turn."""
-        self.tallies = [Tally(victim) for victim in VICTIMS]
-        plans = {victim: _parts(self.life, victim, instants, self.random) for victim in VICTIMS}
+        victims = [victim for victim in VICTIMS if self.site.dealer or not victim.startswith("dealer")]
+        self.tallies = [Tally(victim) for victim in victims]
+        plans = {victim: _parts(self.life, victim, instants, self.random) for victim in victims}
         for number in range(instants):
             for tally in self.tallies:
                 say(f"{number + 1} of {instants}: {tally.victim}")
@@ -271,18 +274,20 @@ class Killer:
         return self.deployment.server if role == "server" else self.deployment.dealer
 
     def _services(self) -> list[tuple[str, Running]]:
-        return [(role, self._service(role)) for role in ("server", "dealer")]
+        return [(role, self._service(role)) for role in self.deployment.roles]
 
 
 def measure(chosen: argparse.Namespace, say: Say) -> Report:
     """The whole campaign. Errors: BlindformerError, AssertionError if the services do not even start."""
-    started, life = time.monotonic(), LIVES[chosen.life]
+    started, life, dealt = time.monotonic(), LIVES[chosen.life], chosen.dealer != NO_DEALER
+    if not dealt and life.goes_on:
+        raise BenchError(f"--life {chosen.life}: conversations take a dealer; leave --dealer {NO_DEALER} out")
     with tempfile.TemporaryDirectory(prefix="blindformer-faults-") as name:
         folder = Path(name)
         say("compile")
         life.compile(folder / "compiled")
         store = folder / "server-store"
-        with deploy(folder, server={"store": store}, timeout=chosen.timeout) as (deployment, site):
+        with deploy(folder, server={"store": store}, timeout=chosen.timeout, dealt=dealt) as (deployment, site):
             killer = Killer(life, deployment, site, folder, chosen.seed)
             say("rehearse")
             killer.rehearse()
@@ -292,7 +297,7 @@ def measure(chosen: argparse.Namespace, say: Say) -> Report:
                 running.stop()
             audited = audit(store, killer.store, killer.answered) if killer.tallies else Audit()
     return {
-        **{name: getattr(chosen, name) for name in ("life", "instants", "seed")},
+        **{name: getattr(chosen, name) for name in ("life", "dealer", "instants", "seed")},
         "timeout_s": chosen.timeout,
         "tallies": [asdict(tally) for tally in killer.tallies],
         "parts": killer.parts,
@@ -316,7 +321,8 @@ def _parts(life: Life, victim: str, instants: int, generator: random.Random) -> 
 
 
 def show(report: Report) -> list[Table | str]:
-    title = f"{report['life']}: SIGKILL at {report['instants']} instants each, seed {report['seed']}"
+    which = report["life"] + (", no dealer" if report["dealer"] == NO_DEALER else "")
+    title = f"{which}: SIGKILL at {report['instants']} instants each, seed {report['seed']}"
     names = ("tried", "survived", "unharmed", "queries", "lost", "wrong", "orphans", "slowest end")
     table = columns(f"{title}, timeout {report['timeout_s']:g} s", "killed", *names)
     for tally in report["tallies"]:
@@ -331,6 +337,7 @@ def show(report: Report) -> list[Table | str]:
 def main(arguments: list[str] | None = None) -> int:
     options = parser("faults", "Kill each party, again and again.")
     options.add_argument("--life", choices=list(LIVES), default="queries", help="that is broken off (default queries)")
+    options.add_argument("--dealer", choices=("local", NO_DEALER), default="local", help="none: they do without one")
     options.add_argument("--instants", type=int, default=50, help="kills of each victim (default 50)")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--timeout", type=float, default=10, help="seconds that a party may be silent (default 10)")

@@ -77,6 +77,9 @@ def audit(server: Path, client: Path, answered: int) -> Audit:
         ("number", Counter(line[1:] for line in diary)),
     ):
         audited.reused += [f"diary: a {what} was handed out {n} times" for n in counts.values() if n > 1]
+    taken = {(session, number) for session, number, *_ in sides["client"][1]}
+    lacking = taken - {(session, number) for _, session, number in at_server}
+    audited.reused += [f"client: number {number} was used, and the server has not marked it" for _, number in lacking]
     unknown = {(line[0], line[1], int(line[2])) for line in diary} - set(at_client)
     audited.reused += [f"diary: number {number} was handed out and not marked" for _, _, number in unknown]
     _files(audited, server, ready)

@@ -215,19 +215,24 @@ class ClientParty(QueryingParty):
             self._begun = True
         self.server.send_message({"precompute": count})
         for done in range(count):
-            reply = self._made(self.number, progress, "full") or self._expect("stored", "full")
+            number = self.number
+            reply = self._made(number, progress, "full")
+            if not reply:
+                if self._pair is not None:  # its masks are used now, whether it can be kept or not
+                    self.number = number + 1
+                reply = self._expect("stored", "full")
             if "full" in reply:
                 raise StoreError(self.server.peer, f"{printable(reply.get('what'))} (kept {done} of {count})")
-            if reply["stored"] != self.number:
+            if reply["stored"] != number:
                 raise out_of_place(self.server)
-            self.number += 1
+            self.number = number + 1
             try:
-                self.store.add(self.session, self.number - 1, query_key(self.seed, self.number - 1))
+                self.store.add(self.session, number, query_key(self.seed, number))
             except StoreError:
-                self.server.send_message({"stop": self.number - 1})
+                self.server.send_message({"stop": number})
                 raise
             self.kept += 1
-            self.server.send_message({"kept": self.number - 1})
+            self.server.send_message({"kept": number})
             if progress:
                 progress("precompute", done + 1, count)
 

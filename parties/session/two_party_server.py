@@ -387,7 +387,7 @@ class ServerParty:
     def _dealt_to(self) -> Dealing:
         if self._dealing is None:
             remedy = "use the same version on both sides"
-            raise PeerProtocolError(self.client.peer, "asked for correlations before it asked for a dealer", remedy)
+            raise PeerProtocolError(self.client.peer, "asked for correlations before it asked for live ones", remedy)
         return self._dealing
 
     def _take(self, ref: Ref) -> tuple[BackgroundTask[ServerTape] | None, dict]:
@@ -432,8 +432,11 @@ class ServerParty:
                     number = self.number
                     self.store.room(price(self.program).dealt_bytes, self.client_id)
                     with self._slot(number):
-                        self._store(self.store, dealing, number).result(self._waiting, "correlations")
-                    self.number += 1
+                        work = self._store(self.store, dealing, number)
+                        if self.dial_dealer is None:  # its masks are used now, whether it can be kept or not
+                            self.number = number + 1
+                        work.result(self._waiting, "correlations")
+                    self.number = number + 1
                     self.client.send_message({"stored": number})
                     if "kept" not in receive_expected(self.client, ("kept", "stop")):
                         return

@@ -31,6 +31,7 @@ CASES = [
     ((*WRITES, "--prompts", 2, "--tokens", 5, "--protocol", "clear"), {"prompts": 2, "positions": 10}),
     (("he_models", DIGITS_HE, "--data", "digits", "--rows", 8, "--count", 8), {"rows": 8}),
     (("faults", "--life", "queries", "--instants", 1, "--timeout", 30), {"broken": [], "reused": 0}),
+    (("faults", "--dealer", "none", "--instants", 1, "--timeout", 30), {"broken": [], "reused": 0}),
     (("faults", "--life", "conversations", "--instants", 1, "--timeout", 30), {"broken": [], "reused": 0}),
 ]
 
@@ -88,3 +89,10 @@ def test_the_audit_of_faults_finds_what_could_be_used_again(stores, slot, change
     audited = audit(server.folder, client.folder, answered=1)
     assert audited.used == (1 if change != "DELETE FROM audit" else audited.used)
     assert bool(audited.reused or audited.damaged) == broken
+
+
+def test_the_audit_of_faults_finds_what_one_party_used_alone(stores) -> None:
+    server, client = stores
+    client.ledger.take("a" * 32, 1)
+    (what,) = audit(server.folder, client.folder, answered=1).reused
+    assert what == "client: number 1 was used, and the server has not marked it"

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -60,12 +60,9 @@ class Asker:
         """A session, introduced and not set up. Errors: BlindformerError."""
         site, program = self.site, self.part.program
         session = self.session = new_session()
-        mine = my_hello(program, "client", session)
+        mine = my_hello(program, "client", session, topology="dealer" if site.dealer else "pair")
         channel = meet(site.server, self._context, "server", mine, site.timeout)
-
-        def leave(seed: bytes) -> None:
-            seed_dealer(self._context, site.dealer, mine, site.timeout, seed)
-
+        leave = partial(seed_dealer, self._context, site.dealer, mine, site.timeout) if site.dealer else None
         party = ClientParty(
             program,
             self.part.constants,

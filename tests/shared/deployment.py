@@ -439,3 +439,10 @@ class Deployment:
     def __exit__(self, *exc: object) -> None:
         for running in self._services.values():
             running.end()
+
+
+class WithoutDealer(Deployment):
+    """A server alone, whose clients make correlations with it."""
+
+    roles = ("server",)
+    topology, dialled = "pair", ("server",)

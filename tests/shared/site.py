@@ -30,7 +30,7 @@ from blindformer.protocols.clear import ClearEngine
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .deployment import Deployment
+from .deployment import Deployment, WithoutDealer
 
 Address = tuple[str, int]
 QUESTIONS = "questions.safetensors"
@@ -41,13 +41,14 @@ TOLERANCE = 2.0**-6
 
 @dataclass(frozen=True)
 class Site:
-    """Where the parties of one deployment are, and its questions: sources and answers, numbered, in one file."""
+    """Where the parties of one deployment are, and its questions: sources and answers, numbered, in one file. `dealer`:
+    None if there is none."""
 
     compiled: Path
     certificates: Path
     questions: Path
     server: Address
-    dealer: Address
+    dealer: Address | None
     timeout: float
 
 
@@ -133,15 +134,17 @@ def deploy(
     dealer: dict[str, Any] | None = None,
     timeout: float = 20,
     apart: bool = False,
+    dealt: bool = True,
 ) -> Iterator[tuple[Deployment, Site]]:
     """Run a dealer and a server of what `compile_into` left in `folder / "compiled"`, on free ports of this machine.
 
     server, dealer   more settings of theirs, {"workers": 2}
     timeout          seconds that any party may be silent
     apart            the services share no memory with this process, as to measure theirs needs
+    dealt            there is a dealer
     """
-    compiled = folder / "compiled"
-    with Deployment(folder, compiled, server, dealer, timeout, apart) as deployment:
+    compiled, kind = folder / "compiled", Deployment if dealt else WithoutDealer
+    with kind(folder, compiled, server, dealer, timeout, apart) as deployment:
         yield (
             deployment,
             Site(
@@ -149,7 +152,7 @@ def deploy(
                 deployment.certificates,
                 compiled / QUESTIONS,
                 deployment.server.address,
-                deployment.dealer.address,
+                deployment.dealer.address if dealt else None,
                 timeout,
             ),
         )

@@ -1,0 +1,102 @@
+"""A party of a session without a dealer is killed, or its disk is full, while correlations are made."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+import pytest
+
+pytest.importorskip("nacl")
+pytest.importorskip("seal")
+from blindformer.parties.session import preprocessing_store as stores
+from blindformer.parties.session.preprocessing_store import PreprocessingStore, StoreError
+from blindformer.protocols.errors import PeerError
+from blindformer.protocols.kernels import library
+from blindformer.tests.parties.session.site import Site
+from blindformer.tests.parties.session.test_stored import used_once
+
+pytestmark = pytest.mark.skipif(library.library is None, reason="homomorphic products need C kernels")
+
+
+class KillingSite(Site):
+    """A site without a dealer. Once `armed`, `victim` is killed before its channel moves for the `at`-th time."""
+
+    def __init__(self, case, victim: str, at: int, **options: Any) -> None:
+        super().__init__(case, dealt=False, **options)
+        self.victim, self.left, self.armed = victim, at, False
+
+    def connect(self, a: str, b: str) -> Any:
+        pair = super().connect(a, b)
+        end: Any = pair[0 if a == self.victim else 1]
+        move = end._move
+
+        def moving(*given: Any) -> None:
+            if self.armed and self.left == 0:
+                self.armed = False
+                end.interrupt()
+            self.left -= self.armed
+            move(*given)
+
+        end._move = moving
+        return pair
+
+
+@pytest.fixture
+def mine(tmp_path) -> PreprocessingStore:
+    return PreprocessingStore(tmp_path / "client")
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("at", [40, *(pytest.param(at, marks=pytest.mark.slow) for at in (0, 2, 3, 90, 110, 120))])
+@pytest.mark.parametrize("victim", ["server", "client"])
+def test_a_party_is_killed_while_correlations_are_made(case, mine, tmp_path, victim, at, ahead):
+    """The first ones that were made ahead are good, those that were not finished belong to nobody."""
+    site = KillingSite(case, victim, at, store=PreprocessingStore(tmp_path / "server"))
+    with site.client(store=mine, use_store="off") as party:
+        party.precompute(1)
+        site.armed = True
+        with pytest.raises(PeerError) as caught:
+            party.precompute(1) if ahead else party.query(case.client)
+    errors = [caught.value, *site.errors()]
+    assert {error.party for error in errors if isinstance(error, PeerError)} == {"server", "client"}
+    assert all(str(error).isprintable() and len(str(error)) < 200 for error in errors)
+    assert not site.armed
+    with site.client(store=mine) as party:
+        assert [site.ask(party, more=True).timings.ahead for _ in range(2)] == [True, False]
+    site.join()
+    assert (site.store.left(), mine.left()) == (0, 0)
+    assert list(site.store.folder.glob("*/*")) == []
+    assert used_once(site.store, mine) == [2, 2]
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_full_disk_keeps_what_is_there_and_the_session_goes_on(case, mine, tmp_path, monkeypatch, side):
+    """The number that was made and not kept is never made again: its masks were used."""
+    site = Site(case, store=PreprocessingStore(tmp_path / "server"), dealt=False)
+    store = {"server": site.store, "client": mine}[side]
+    add, full = store.add, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def second(session, number, key, frames=None):
+        if number != 1:
+            return add(session, number, key, frames)
+        if frames is None:
+            raise StoreError("ledger.sqlite", "the disk is full; free space")
+        with monkeypatch.context() as patch:
+            patch.setattr(stores.os, "fsync", lambda descriptor: (_ for _ in ()).throw(full))
+            return add(session, number, key, frames)
+
+    store.add = second
+    with site.client(store=mine, use_store="off") as party:
+        with pytest.raises(StoreError, match="free space"):
+            party.precompute(3)
+        assert party.kept == 1
+        site.ask(party)
+        party.precompute(1)
+    with site.client(store=mine) as party:
+        assert [site.ask(party, more=True).timings.ahead for _ in range(2)] == [True, True]
+    site.end()
+    assert used_once(site.store, mine) == [3, 3]
+    made = [f for f in site.received["client", "server"] if f.startswith(b'{"make"')]
+    assert made == [b'{"make":0}', b'{"make":1}', b'{"make":2}', b'{"make":3}']
