@@ -4,7 +4,7 @@ A round's products are cut into pieces of known sizes. Of each the server sends 
 key, and the client sends a reply, products less the share that it chooses.
 
     linear     a weight travels once a session, by its name, and is kept; then rows of products are replies alone
-    matrix     the server's matrices are the request; some matrices of a batch a piece
+    matrix     the server's matrices are the request; a piece has as many of a batch as PIECE_BYTES hold
     product    elementwise products of all jobs, the widest first, a polynomial's slots a piece; a piece is as wide as
                its widest job, and the client's shares of others get random bytes above their own
 
@@ -32,8 +32,8 @@ from ..homomorphic.products import ProductAlice, ProductBob, product_cost
 from .matrix_batches import Batches
 from .transfers import Crossed
 
-PIECE_ROWS = 1 << MOST_MERGES  # of a product of matrices: whole ciphertexts, whatever the columns
-PIECE_BYTES = 1 << 24  # of a request for more than one matrix
+PIECE_ROWS = 1 << MOST_MERGES  # of a product with a weight: whole ciphertexts, whatever the columns
+PIECE_BYTES = 1 << 21  # of a request for more than one matrix
 
 
 class WeightKey(NamedTuple):
@@ -105,20 +105,21 @@ class MatrixPiece(Piece):
 
     def __post_init__(self) -> None:
         (batch, rows, inner), columns = self.left.shape, self.right.shape[2]
-        self.kind, self.shape = self.job.kind, (batch, inner, columns)
-        setup, self.reply_bytes = linear_cost(batch, rows, inner, columns, self.job.width)
+        self.kind = self.job.kind
+        self.of = (batch, inner, columns), self.job.width, None if self.weight else rows
+        setup, self.reply_bytes = linear_cost(batch, rows, inner, columns, self.job.width, self.weight is None)
         self.request_bytes = 0 if self.weight else setup
 
     def request(self, key: LatticeKey) -> bytes:
-        return b"" if self.weight else LinearServer(key, self.shape, self.job.width).setup(self.right)
+        return b"" if self.weight else LinearServer(key, *self.of).setup(self.right)
 
     def reply(self, public: LatticePublic, request: Buffer) -> bytes:
-        client = self.kept[self.weight] if self.weight else LinearClient(public, request, self.shape, self.job.width)
+        client = self.kept[self.weight] if self.weight else LinearClient(public, request, *self.of)
         assert client is not None
         return client.reply(self.left, self.share)
 
     def take(self, key: LatticeKey, reply: Buffer) -> None:
-        self.share.copy_(LinearServer(key, self.shape, self.job.width).shares(reply, self.left.shape[1]))
+        self.share.copy_(LinearServer(key, *self.of).shares(reply, self.left.shape[1]))
 
 
 @dataclass
@@ -191,7 +192,8 @@ class CutProducts:
             if weight not in self._kept:
                 yield WeightPiece(weight, right, self._kept)
                 self._kept.setdefault(weight, None)
-        step = batch if weight else _matrices_a_piece(rows, linear_cost(1, 1, inner, columns, job.width)[0])
+        request = 0 if weight else linear_cost(batch, rows, inner, columns, once=True)[0]
+        step = -(-batch // max(1, -(-request // PIECE_BYTES)))
         for at in range(0, batch, step):
             some = slice(at, at + step)
             rows_a_piece = PIECE_ROWS if batch == 1 and weight else rows
@@ -287,8 +289,3 @@ def random_share(shape: tuple[int, ...]) -> Tensor:
 def _two_terms(numbers: Tensor) -> Tensor:
     numbers = numbers.long()  # of a weight: narrower
     return numbers if len(numbers) == 2 else torch.cat([numbers, torch.zeros_like(numbers)])
-
-
-def _matrices_a_piece(rows: int, request: int) -> int:
-    """Of a batch; `request`: bytes for one."""
-    return max(1, min(PIECE_ROWS // rows, PIECE_BYTES // request))

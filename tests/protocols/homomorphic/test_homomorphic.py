@@ -141,7 +141,7 @@ def test_weights_that_are_none_read_bits_of_the_other_factor(key, public):
         plane[range(64), range(64)] = half * primes[3] % prime
     client = LinearClient(public, key.encrypted(grid.reshape(4, DEGREE)), (1, 64, 64), width)
     a, r = uniform_integers(1, 64), uniform_integers(1, 64)
-    seen = fractions_of(key, client.reply(a, r), 1 << 8 * width, blocks(64)[0].places(1), 64)
+    seen = fractions_of(key, client.reply(a, r), 1 << 8 * width, blocks((1, 64, 64))[0].places([range(1)]), 64)
     below = seen & np.uint64(0xFFFFFFFF)  # of a step
     assert ((below > 1 << 30) & (below < 3 << 30)).tolist() == (a[0] & 1).bool().tolist()
 
