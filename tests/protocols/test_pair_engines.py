@@ -138,7 +138,7 @@ def test_a_peer_that_lies_about_sizes_is_one_line(more):
     """At the first byte count that differs from the declared one, before the bytes are read."""
     key = LatticeKey()
     jobs = crossed("product", uniform(1, 3), uniform(1, 3), 8)
-    request, reply = product_cost(3, 1, 8)
+    request, reply = product_cost(3, 1)
 
     def lying_server(end: Channel) -> None:
         end.send(bytes(request + more))
