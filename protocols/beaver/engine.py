@@ -96,7 +96,7 @@ class OfflineEngine:
                 return self.offline.source.uniform("", tuple(values.shape))
             return values.contiguous()
 
-        return Mask(tuple(MaskTerm(moved(term.value)) for term in x.mask.terms), "bit")
+        return Mask(tuple(replace(term, value=moved(term.value)) for term in x.mask.terms), "bit")
 
     def price(
         self, primitive: Primitive, key: str, shape: Shape, width: int, args: Sequence[Prepared], attributes: Attributes
@@ -292,7 +292,7 @@ def _kept_mask(signs: tuple[int, ...], args: Sequence[Prepared], shape: Shape, w
         masks.append(x.mask)
     if masks and masks[0].kind == "scaled":
         return masks[0]
-    return Mask(tuple(MaskTerm(term.value) for mask in masks for term in mask.terms), "bit") if masks else None
+    return Mask(tuple(term for mask in masks for term in mask.terms), "bit") if masks else None
 
 
 def _keeps(kind: str, terms: tuple[MaskTerm, ...], sign: int, count: int, width: int) -> bool:

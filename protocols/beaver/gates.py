@@ -157,7 +157,7 @@ def bit_mask(offline: Offline, key: str, shape: Shape, width: int) -> BitMask:
 
 def offline_bits(key: str, shape: Shape, width: int, mask: BitMask) -> OfflineValue:
     """What `as_number` gives, in the offline phase."""
-    return OfflineValue(key, shape, width, mask=Mask((MaskTerm(mask.numbers),), "bit"))
+    return OfflineValue(key, shape, width, mask=Mask((MaskTerm(mask.numbers, bits=1),), "bit"))
 
 
 def as_number(online: Online, key: str, shape: Shape, width: int, plane: Tensor, mask: BitMask) -> Step:

@@ -165,10 +165,10 @@ def _share_powers(offline: Offline, x: OfflineValue, degree: int) -> None:
     low, *wraps = offline.ring_mask(x).terms
     for power in range(2 + len(x.powers), degree + 1):
         label = f"{x.key}/power/{power}"
-        first = offline.source.derived(label, x.shape, Power(low.value, power), mask_bytes(x.width))
+        first = offline.source.derived(label, x.shape, Power(low, power), mask_bytes(x.width))
         second = None
         for wrap in wraps:
-            recipe, size = WrappedPower(low.value, wrap, power), mask_bytes(x.width, wrap.zeros)
+            recipe, size = WrappedPower(low, wrap, power), mask_bytes(x.width, wrap.zeros)
             second = offline.source.derived(f"{label}/wrap", x.shape, recipe, size)
         offline.keep(label, (first, second))
         x.powers.append((first, second))
@@ -190,24 +190,24 @@ def _power(x: Tensor, exponent: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Power:
-    low: Tensor
+    low: MaskTerm
     exponent: int
 
     def value(self) -> Tensor:
-        return _power(self.low, self.exponent)
+        return _power(self.low.value, self.exponent)
 
 
 @dataclass(frozen=True)
 class WrappedPower:
     """How much a power is more with the wrap, without its low zero bits."""
 
-    low: Tensor
+    low: MaskTerm
     wrap: MaskTerm
     exponent: int
 
     def value(self) -> Tensor:
-        with_wrap = _power(self.low + self.wrap.value, self.exponent)
-        return (with_wrap - _power(self.low, self.exponent)) >> self.wrap.zeros
+        low = self.low.value
+        return (_power(low + self.wrap.value, self.exponent) - _power(low, self.exponent)) >> self.wrap.zeros
 
 
 @kernel(bindings.sum_series)

@@ -50,7 +50,7 @@ class RescaleCorrelation:
 
     def terms(self, left: int) -> tuple[MaskTerm, MaskTerm]:
         """The masks of the result; packed ones only for their shapes."""
-        return MaskTerm(self.low), MaskTerm(self.wrap, left)
+        return MaskTerm(self.low, bits=left), MaskTerm(self.wrap, left, bits=1)
 
 
 @dataclass(frozen=True)

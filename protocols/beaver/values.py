@@ -33,10 +33,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class MaskTerm:
-    """A mask (the dealer's value, a party's share); its low `zeros` bits are known to be zero."""
+    """A mask (the dealer's value, a party's share); its low `zeros` bits are known to be zero.
+
+    bits   of what is left without them: 1: it is 0 or 1; 64: any; of others: at most 0, above -2^bits
+    """
 
     value: Tensor
     zeros: int = 0
+    bits: int = 64
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ import numpy as np
 from ..channel import Buffer
 from ..errors import BlindformerError
 from ..kernels import library
+from .merging import Merging
 from .polynomials import Polynomials
 from .residues import Words, from_bytes7, reduced, to_bytes7, uniform
 
@@ -68,15 +69,13 @@ class Lattice:
         self.primes = _primes(self.narrow)
         if _primes(self.wide)[:ALL_PRIMES] != self.primes or sum(_BITS) > SECURE_BITS:
             raise HomomorphicError("this version of SEAL has other primes; install seal-python 4.4")
-        self.evaluator = seal.Evaluator(self.narrow)
         version = seal.Ciphertext(self.wide).to_string(seal.compr_mode_type.none)[3:5]
         self._version = version[0], version[1]
         self.first = _id(self.wide.first_parms_id())
         self.key_level = _id(self.narrow.key_context_data().parms_id())
         data = self.narrow.first_context_data()
-        self.data_level, self.sent_level = _id(data.parms_id()), _id(data.next_context_data().parms_id())
+        self.sent_level = _id(data.next_context_data().parms_id())
         self.elements = [1 + 2 * DEGREE // (1 << step) for step in range(1, MOST_MERGES + 1)]
-        self._monomials: dict[int, Any] = {}
         self.all = Polynomials(self.primes, [self._power(1 << step) for step in range(DEGREE.bit_length() - 1)])
         self.data, self.sent = self.all.first(DATA_PRIMES), self.all.first(2)
 
@@ -114,14 +113,6 @@ class Lattice:
         loaded.load_bytes(context, self.framed(bytes(_ID), sizes, self.numbers(coefficients)))
         return loaded
 
-    def monomial(self, power: int) -> Any:
-        """X^power, for ciphertexts of the data primes."""
-        if power not in self._monomials:
-            coefficients = np.zeros((DATA_PRIMES, DEGREE), dtype=np.uint64)
-            coefficients[:, power] = 1
-            self._monomials[power] = self.plaintext(self.data.values(coefficients), self.data_level)
-        return self._monomials[power]
-
     def _power(self, power: int) -> Words:
         """Values of X^power at SEAL's points, [primes, degree]: it transforms ciphertexts."""
         coefficients = np.zeros((2, ALL_PRIMES, DEGREE), dtype=np.uint64)
@@ -129,14 +120,6 @@ class Lattice:
         ciphertext = self.ciphertext(coefficients, self.first, transformed=False)
         seal.Evaluator(self.wide).transform_to_ntt_inplace(ciphertext)
         return values_of(ciphertext)[0]
-
-    def galois_form(self, keys: dict[int, list[Words]]) -> bytes:
-        """SEAL's form of key-switching keys: by Galois element, a ciphertext of all primes for each of the data's."""
-        table = dict.fromkeys(range(DEGREE), struct.pack("<Q", 0))
-        for element, digits in keys.items():
-            forms = [self.ciphertext_form(values, self.key_level) for values in digits]
-            table[(element - 1) // 2] = b"".join((struct.pack("<Q", len(digits)), *forms))
-        return self.framed(self.key_level, struct.pack("<Q", DEGREE), *(table[index] for index in range(DEGREE)))
 
 
 @cache
@@ -211,11 +194,8 @@ class LatticePublic:
         values = [unsealed(data, number, "public key") for number in range(1 + MOST_MERGES * DATA_PRIMES)]
         form = ring.ciphertext_form(values[0], ring.key_level)
         self.encryptor = seal.Encryptor(ring.narrow, ring.narrow.from_public_str(form))
-        digits = {
-            element: values[1 + DATA_PRIMES * number : 1 + DATA_PRIMES * (number + 1)]
-            for number, element in enumerate(ring.elements)
-        }
-        self.merging = ring.narrow.from_galois_str(ring.galois_form(digits))
+        keys = np.stack(values[1:]).reshape(MOST_MERGES, DATA_PRIMES, 2, ALL_PRIMES, DEGREE)
+        self.merging = Merging(ring.all, ring.data, list(keys))
 
 
 def unsealed(data: Buffer, number: int, what: str) -> Words:

@@ -1,31 +1,31 @@
 """C0 + C1 = A W modulo 2^(8 width): A is the client's, W the server's. One set-up for a matrix, one reply a product.
 
-    set-up   server -> client   W, encrypted under the server's key, packed without gaps
+    set-up   server -> client   W, encrypted under the server's key, packed
     reply    client -> server   A W - R, encrypted, flooded (replies.py). The server decrypts C0; C1 = R
 The client multiplies encrypted weights by its own integers: after Nimbus (Li and others, arXiv 2411.15707), where the
 party with the weights encrypts them once for all queries. The server spends a decryption, 50 times less than it.
 
-Columns come in blocks of a power of two, P, of the degree N; g = N / P rows of W share a ciphertext, row r's column c
-at X^(g c + r). Times sum_r A[i, r] X^-r that has row i of the product at X^(g c), and beside it numbers that belong to
-nobody. g such ciphertexts become one by log2 g merges (PackLWEs: Chen, Dai, Kim and Song, ACNS 2021)
+g rows of W share a ciphertext, a power of two: row r's column c stands at X^(s c + r), s = g l. A polynomial of the
+client's has l lines of A: sum_i sum_r A[i, r] X^-(g i + r). Their product has line i's result of column c at
+X^(s c - g i), as r - r' is no multiple of g else, and beside it numbers that belong to nobody (for inner products of
+one ciphertext: Huang and others, Cheetah, USENIX Security 2022). So results are g apart, and g such ciphertexts become
+one (merging.py), which doubles log2 g times. A was divided by g before, modulo Q, so the doublings cancel.
 
-    (x + X^h y) + s(x - X^h y)        s: X -> X^(1 + N / h)
-
-with h = g / 2, g / 4 to 1. s keeps X^j for multiples j of 2 h and negates it for other multiples of h: so it doubles
-the results and cancels what stood at odd multiples of h. A was divided by g before, modulo Q, so the doublings cancel.
+A weight is packed without gaps, in blocks of a power of two of columns: few bytes, which the client keeps. A matrix for
+one product is packed as its rows cost least: more lines in a product are more ciphertexts, and fewer merges.
 
 Who learns what. *The client* sees W encrypted: nothing, if ring-LWE is hard. *The server* sees A W - R, R uniform, and
 noise of its own that is flooded. Neither checks that the other computes what it should (semi-honest). The server knows
 W and may put any W in, as with every linear layer. One set-up serves any number of replies; R is used once.
 
-Noise, at most: a weight's error is below 22, a row has k terms of A below 2^(8 width - 1), which a division by the last
-prime makes smaller; each merge adds a key switch, which later ones double.
+Noise, at most: a weight's error is below 22, l rows have k terms of A below 2^(8 width - 1), which a division by the
+last prime makes smaller; each merge adds a key switch, which later ones double.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -43,71 +43,102 @@ from .lattice import (
     LatticePublic,
     lattice,
     unsealed,
-    values_of,
 )
 from .replies import ROUNDING, SWITCHING, flood_bits, opened, reply, reply_bytes
 from .residues import Words, multiplied, reduced_signed, scaled
 
-_LEAST_COLUMNS = DEGREE >> MOST_MERGES
+_MOST_STRIDE = DEGREE // 8  # that polynomials.py computes
+_PRODUCTS = 16  # products and their merges that are worth a ciphertext that travels: 2 ms each, and 230 KB
 Shape = tuple[int, int, int]  # batch, rows of W, columns of W
 
 
 @dataclass(frozen=True)
 class ColumnBlock:
-    """Columns of W from `start` on: `count` of them, in the place of `padded`."""
+    """Columns of W from `start` on: `count` of them. `rows`: of W in a ciphertext; `lines`: of A in a product."""
 
     start: int
     count: int
-    padded: int
+    rows: int
+    lines: int
 
     @property
-    def group(self) -> int:
-        """Rows of W in a ciphertext, and rows of the product in a merged one."""
-        return DEGREE // self.padded
+    def stride(self) -> int:
+        return self.rows * self.lines
 
-    def places(self, rows: int) -> Words:
-        """Where a merged ciphertext has its results, by column and row."""
-        columns, lines = np.arange(self.count, dtype=np.uint64), np.arange(rows, dtype=np.uint64)
-        return (columns[:, None] * np.uint64(self.group) + lines).reshape(-1)
+    def ciphertexts(self, batch: int, inner: int) -> int:
+        return -(-batch * inner // self.rows)
+
+    def replies(self, batch: int, rows: int) -> list[list[range]]:
+        """Lines of A [batch, rows], all in a row, by product and by reply. A product's are of one matrix."""
+        starts = [(matrix * rows, line) for matrix in range(batch) for line in range(0, rows, self.lines)]
+        products = [range(first + line, first + min(line + self.lines, rows)) for first, line in starts]
+        return [products[at : at + self.rows] for at in range(0, len(products), self.rows)]
+
+    def places(self, products: list[range]) -> Words:
+        """Where a merged ciphertext has its results, by column and line."""
+        last = self.rows * (self.lines - 1)
+        lines = [last - self.rows * i + j for j, product in enumerate(products) for i in range(len(product))]
+        columns = np.arange(self.count, dtype=np.uint64) * np.uint64(self.stride)
+        return (columns[:, None] + np.array(lines, dtype=np.uint64)).reshape(-1)
 
 
-def blocks(columns: int) -> list[ColumnBlock]:
-    """Blocks of a power of two; padded if that wastes a quarter at most."""
+def blocks(shape: Shape, rows: int | None = None) -> list[ColumnBlock]:
+    """How W is packed. `rows`: of A, if W is for one product with it alone."""
+    if rows is None:
+        return _blocks_of_weights(shape[2])
+    options = [_equal_blocks(shape[2], 1 << step) for step in range(MOST_MERGES + 1)]
+
+    def price(option: list[ColumnBlock]) -> int:
+        block, (batch, inner, _) = option[0], shape
+        each = _PRODUCTS * block.ciphertexts(batch, inner) + batch * -(-rows // block.lines)
+        return len(option) * each
+
+    return min(options, key=price)
+
+
+def _equal_blocks(columns: int, rows: int) -> list[ColumnBlock]:
+    count = -(-columns // -(-columns * rows // DEGREE))
+    lines = min(DEGREE // count, _MOST_STRIDE) // rows
+    return [ColumnBlock(start, min(count, columns - start), rows, lines) for start in range(0, columns, count)]
+
+
+def _blocks_of_weights(columns: int) -> list[ColumnBlock]:
+    """Of a power of two of columns; padded if that wastes a quarter at most."""
     out, start = [], 0
     while start < columns:
         left = min(columns - start, DEGREE)
-        padded = max(_LEAST_COLUMNS, 1 << (left - 1).bit_length())
-        if 4 * left < 3 * padded and padded > _LEAST_COLUMNS:
+        padded = 1 << (left - 1).bit_length()
+        if 4 * left < 3 * padded and padded > DEGREE >> MOST_MERGES:
             padded //= 2
-        out.append(ColumnBlock(start, min(left, padded), padded))
+        out.append(_equal_blocks(min(left, padded), min(DEGREE // padded, 1 << MOST_MERGES))[0])
+        out[-1] = replace(out[-1], start=start)
         start += out[-1].count
     return out
 
 
-def linear_cost(batch: int, rows: int, inner: int, columns: int, width: int = 8) -> tuple[int, int]:
-    """Bytes of the set-up and of a reply, for A [batch, rows, inner] and W [batch, inner, columns]."""
+def linear_cost(batch: int, rows: int, inner: int, columns: int, width: int = 8, once: bool = False) -> tuple[int, int]:
+    """Bytes of the set-up and of a reply, for A [batch, rows, inner] and W [batch, inner, columns]. `once`: W is for
+    this product alone."""
     setup = back = 0
-    for block in blocks(columns):
-        setup += -(-batch * inner // block.group) * CIPHERTEXT_BYTES
-        back += sum(reply_bytes(1 << 8 * width, block.count * len(lines)) for lines in _groups(batch * rows, block))
+    for block in blocks((batch, inner, columns), rows if once else None):
+        setup += block.ciphertexts(batch, inner) * CIPHERTEXT_BYTES
+        for products in block.replies(batch, rows):
+            back += reply_bytes(1 << 8 * width, block.count * sum(map(len, products)))
     return setup, back
 
 
-def _groups(rows: int, block: ColumnBlock) -> list[range]:
-    return [range(start, min(start + block.group, rows)) for start in range(0, rows, block.group)]
-
-
 def _noise(block: ColumnBlock, inner: int, width: int) -> int:
-    product = inner * (LARGEST_ERROR + 1) << (8 * width - 1)
-    return product // lattice().primes[-1] + 1 + block.group * (ROUNDING + SWITCHING)
+    product = block.lines * inner * (LARGEST_ERROR + 1) << (8 * width - 1)
+    return product // lattice().primes[-1] + 1 + block.rows * (ROUNDING + SWITCHING)
 
 
 class LinearServer:
-    """The party that knows W, int64 of this shape. Holds no copy of it."""
+    """The party that knows W, int64 of this shape. Holds no copy of it. `rows`: of A, if W is for one product alone."""
 
-    def __init__(self, key: LatticeKey, shape: Shape, width: int = 8) -> None:
+    def __init__(self, key: LatticeKey, shape: Shape, width: int = 8, rows: int | None = None) -> None:
         self.key, self.shape, self.width = key, shape, width
-        for block in blocks(shape[2]):
+        self._blocks = blocks(shape, rows)
+        for block in self._blocks:
             flood_bits(1 << 8 * width, _noise(block, shape[1], width))
 
     def setup(self, weights: Tensor) -> bytes:
@@ -117,30 +148,32 @@ class LinearServer:
             raise HomomorphicError(f"weights {list(weights.shape)}: are declared as {list(self.shape)}")
         rows = weights.flatten(0, 1).numpy().view(np.uint64) & _mask(self.width)
         parts = []
-        for block in blocks(rows.shape[1]):
-            for start in range(0, len(rows), block.group):
-                some = rows[start : start + block.group, block.start : block.start + block.count]
-                message = np.zeros((block.padded, block.group), dtype=np.uint64)
-                message[: block.count, : len(some)] = some.T
-                parts.append(self.key.encrypted(scaled(message.reshape(-1), 1 << 8 * self.width, ring.primes)))
+        for block in self._blocks:
+            last = block.rows * (block.lines - 1)  # so that no line's place is below 0
+            for start in range(0, len(rows), block.rows):
+                some = rows[start : start + block.rows, block.start : block.start + block.count]
+                grid = np.zeros((block.count, block.stride), dtype=np.uint64)
+                grid[:, last : last + len(some)] = some.T
+                message = np.zeros(DEGREE, dtype=np.uint64)
+                message[: grid.size] = grid.reshape(-1)
+                parts.append(self.key.encrypted(scaled(message, 1 << 8 * self.width, ring.primes)))
         return b"".join(parts)
 
     def shares(self, data: Buffer, rows: int) -> Tensor:
         """C0 of a reply to A with so many rows, int64 [batch, rows, columns]; bits above `width` bytes are 0. Errors:
         HomomorphicError."""
-        batch, inner, columns = self.shape
-        expected = linear_cost(batch, rows, inner, columns, self.width)[1]
-        if len(data) != expected:
-            raise HomomorphicError(f"reply: {len(data)} bytes instead of {expected}; both need one program")
+        batch, _, columns = self.shape
+        cut = [(block, products) for block in self._blocks for products in block.replies(batch, rows)]
+        places = [block.places(products) for block, products in cut]
+        sizes = [reply_bytes(1 << 8 * self.width, len(some)) for some in places]
+        if len(data) != sum(sizes):
+            raise HomomorphicError(f"reply: {len(data)} bytes instead of {sum(sizes)}; both need one program")
         out, at, view = np.zeros((batch * rows, columns), dtype=np.uint64), 0, memoryview(data)
-        for block in blocks(columns):
-            for lines in _groups(batch * rows, block):
-                places = block.places(len(lines))
-                size = reply_bytes(1 << 8 * self.width, len(places))
-                numbers = opened(self.key, view[at : at + size], 1 << 8 * self.width, places, len(places))
-                part = out[lines.start : lines.stop, block.start : block.start + block.count]
-                part[:] = numbers.reshape(block.count, len(lines)).T
-                at += size
+        for (block, products), some, size in zip(cut, places, sizes, strict=True):
+            numbers = opened(self.key, view[at : at + size], 1 << 8 * self.width, some, len(some))
+            part = out[products[0].start : products[-1].stop, block.start : block.start + block.count]
+            part[:] = numbers.reshape(block.count, -1).T
+            at += size
         return torch.from_numpy(out.view(np.int64)).view(batch, rows, columns)
 
 
@@ -148,24 +181,28 @@ class LinearClient:
     """The party that knows A. Holds W encrypted: 2.3 times as many bytes as the set-up's.
 
     shape   batch (1 without), rows and columns of W
+    rows    of A, if W is for one product alone
     Errors: HomomorphicError for a set-up that is none.
     """
 
-    def __init__(self, public: LatticePublic, setup: Buffer, shape: Shape, width: int = 8) -> None:
+    def __init__(
+        self, public: LatticePublic, setup: Buffer, shape: Shape, width: int = 8, rows: int | None = None
+    ) -> None:
         self.public, self.shape, self.width = public, shape, width
-        batch, inner, columns = shape
-        expected = linear_cost(batch, 1, inner, columns, width)[0]
+        batch, inner, _ = shape
+        self._blocks = blocks(shape, rows)
+        expected = sum(block.ciphertexts(batch, inner) for block in self._blocks) * CIPHERTEXT_BYTES
         if len(setup) != expected:
             raise HomomorphicError(
                 f"encrypted weights: {len(setup)} bytes instead of {expected}; both need one program"
             )
         ring, number = lattice(), 0
         self._weights: list[Words] = []
-        for block in blocks(columns):
+        for block in self._blocks:
             flood_bits(1 << 8 * width, _noise(block, inner, width))
-            count = -(-batch * inner // block.group)
+            count = block.ciphertexts(batch, inner)
             values = [unsealed(setup, number + i, "encrypted weights") for i in range(count)]
-            self._weights.append(ring.all.packed(values, block.group))
+            self._weights.append(ring.all.packed(values, _group(block)))
             number += count
 
     def reply(self, a: Tensor, r: Tensor) -> bytes:
@@ -179,56 +216,42 @@ class LinearClient:
         numbers, rows = _signed(a, self.width).flatten(0, 1).numpy(), a.shape[1]
         masks = (np.uint64(0) - r.flatten(0, 1).numpy().view(np.uint64)) & _mask(self.width)
         parts = []
-        for block, weights in zip(blocks(columns), self._weights, strict=True):
-            for lines in _groups(len(numbers), block):
-                products: list[Any] = []
-                while len(products) < len(lines):  # a matrix of the batch at a time
-                    start = lines.start + len(products)
-                    matrix = start // rows
-                    some = numbers[start : min(lines.stop, (matrix + 1) * rows)]
-                    products += self._products(weights, block, some, matrix * inner)
-                merged = self._merged([*products, *[None] * (block.group - len(products))], block.group // 2)
-                places = block.places(len(lines))
-                message = np.zeros(DEGREE, dtype=np.uint64)
-                message[places] = masks[lines.start : lines.stop, block.start : block.start + block.count].T.reshape(-1)
-                noise = _noise(block, inner, self.width)
-                product = None if merged is None else values_of(merged)
-                parts.append(reply(self.public, product, message, 1 << 8 * self.width, noise, places))
+        for block, weights in zip(self._blocks, self._weights, strict=True):
+            noise = _noise(block, inner, self.width)
+            for products in block.replies(batch, rows):
+                doublings = (len(products) - 1).bit_length()
+                each: list[Words] = []
+                for matrix, some in groupby(products, lambda product: product.start // rows):
+                    lines = [numbers[product.start : product.stop] for product in some]
+                    each.extend(self._products(weights, block, lines, matrix, doublings))
+                places, message = block.places(products), np.zeros(DEGREE, dtype=np.uint64)
+                some = masks[products[0].start : products[-1].stop, block.start : block.start + block.count]
+                message[places] = some.T.reshape(-1)
+                merged = self.public.merging.merged(each)
+                parts.append(reply(self.public, merged, message, 1 << 8 * self.width, noise, places))
         return b"".join(parts)
 
-    def _products(self, weights: Words, block: ColumnBlock, numbers: NDArray[np.int64], start: int) -> list[Any]:
-        """Rows of A, divided by the group, times W, whose rows begin at `start` of the batch's: None for zeros."""
-        ring, group = lattice(), block.group
-        first, last = start // group, -(-(start + numbers.shape[1]) // group)
-        rows = np.zeros((len(numbers), (last - first) * group), dtype=np.int64)
-        rows[:, start - first * group :][:, : numbers.shape[1]] = numbers
-        residues = reduced_signed(rows.reshape(len(rows), -1, group), ring.primes)
-        residues = np.stack([multiplied(x, pow(group, -1, q), q) for x, q in zip(residues, ring.primes, strict=True)])
-        products = ring.all.divided(ring.all.row_products(weights, first, residues))
-        return [
-            ring.ciphertext(product, ring.data_level) if row.any() else None
-            for row, product in zip(rows, products, strict=True)
-        ]
+    def _products(
+        self, weights: Words, block: ColumnBlock, products: list[NDArray[np.int64]], matrix: int, doublings: int
+    ) -> Words:
+        """Each some lines of A times a matrix of the batch, divided by 2^doublings: values [n, 2, data primes,
+        degree]."""
+        ring, inner, start = lattice(), self.shape[1], matrix * self.shape[1]
+        first, last = start // block.rows, -(-(start + inner) // block.rows)
+        rows = np.zeros((len(products), block.lines, (last - first) * block.rows), dtype=np.int64)
+        for row, lines in zip(rows, products, strict=True):
+            row[: len(lines), start - first * block.rows :][:, :inner] = lines
+        factors = np.zeros((len(products), last - first, _group(block)), dtype=np.int64)
+        by_ciphertext = rows.reshape(len(products), block.lines, -1, block.rows).swapaxes(1, 2)
+        factors[:, :, : block.stride] = by_ciphertext.reshape(len(products), last - first, -1)
+        residues = reduced_signed(factors, ring.primes)
+        residues = [multiplied(x, pow(2, -doublings, q), q) for x, q in zip(residues, ring.primes, strict=True)]
+        return ring.all.divided(ring.all.row_products(weights, first, np.stack(residues)))
 
-    def _merged(self, parts: list[Any], half: int) -> Any:
-        """One ciphertext of these, each of which may be None for zeros; None if all are."""
-        while half:
-            element = 1 + DEGREE // half
-            parts = [self._pair(x, y, half, element) for x, y in zip(parts[:half], parts[half:], strict=True)]
-            half //= 2
-        return parts[0]
 
-    def _pair(self, x: Any, y: Any, half: int, element: int) -> Any:
-        evaluator = lattice().evaluator
-        if x is None and y is None:
-            return None
-        if y is None:
-            return evaluator.add(x, evaluator.apply_galois(x, element, self.public.merging))
-        moved = evaluator.multiply_plain(y, lattice().monomial(half))
-        if x is None:
-            return evaluator.sub(moved, evaluator.apply_galois(moved, element, self.public.merging))
-        turned = evaluator.apply_galois(evaluator.sub(x, moved), element, self.public.merging)
-        return evaluator.add(evaluator.add(x, moved), turned)
+def _group(block: ColumnBlock) -> int:
+    """Coefficients of a product's lines, as many as polynomials.py computes."""
+    return 1 << (block.stride - 1).bit_length()
 
 
 def _mask(width: int) -> np.uint64:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..kernels.library import call
 from .residues import Words
@@ -36,6 +37,7 @@ class Polynomials:
         self._constants = np.stack([_constants(prime, self.degree) for prime in primes])
         self._steps = [(self._outer(values), self._inner(values, _BLOCK)) for values in (self._powers, self._inverses)]
         self._roots: dict[int, Words] = {}
+        self._turns: dict[int, NDArray[np.intp]] = {}
 
     def first(self, count: int) -> Polynomials:
         """The same of the first primes."""
@@ -79,6 +81,33 @@ class Polynomials:
         call("sum_pairs", _at(x), _at(factors), *x.shape, _at(self._constants), _at(out))
         return out
 
+    def monomial(self, power: int) -> Words:
+        """Values of X^power [primes, degree]; power below twice the degree, X^degree being -1."""
+        coefficients = np.zeros((len(self.primes), self.degree), dtype=np.uint64)
+        negative = np.array(self.primes, dtype=np.uint64) - np.uint64(1)
+        coefficients[:, power % self.degree] = 1 if power < self.degree else negative
+        return self.values(coefficients)
+
+    def turn(self, element: int) -> NDArray[np.intp]:
+        """Places of values: those of f(X^element) are f's at these, whatever the prime; element odd."""
+        if element not in self._turns:
+            points, targets = self._powers[0][0], self.monomial(element)[0]
+            order = np.argsort(points)
+            self._turns[element] = order[np.searchsorted(points[order], targets)]
+        return self._turns[element]
+
+    def digit_products(self, x: Words, keys: Words) -> Words:
+        """A polynomial modulo all primes but the last, values [primes - 1, degree], times a key (limbs [primes - 1, 2,
+        primes, degree]): the sum over these primes of its residue, as an integer, times a pair: [2, primes, degree]."""
+        primes, degree = len(self.primes), self.degree
+        if x.shape != (primes - 1, degree) or keys.shape != (primes - 1, 2, primes, degree):
+            raise ValueError(f"keys {keys.shape} do not fit {x.shape}")
+        x, out = np.ascontiguousarray(x), np.empty((2, primes, degree), dtype=np.uint64)
+        scratch = np.empty((2, primes - 1, degree), dtype=np.uint64)
+        roots = [_at(part) for steps in self._steps for part in steps]
+        call("digit_products", _at(x), _at(keys), primes, degree, *roots, _at(self._constants), _at(scratch), _at(out))
+        return out
+
     def _check(self, *arrays: Words) -> None:
         for x in arrays:
             if x.dtype != np.uint64 or x.shape[-2:] != (len(self.primes), self.degree):
@@ -89,8 +118,7 @@ class Polynomials:
         blocks = self.degree // group // _BLOCK
         out = np.empty((len(self.primes), blocks, len(pairs), 2, group, _BLOCK), dtype=np.uint64)
         for number, pair in enumerate(pairs):
-            limbs = (pair & np.uint64((1 << _LIMB) - 1)) | (pair >> np.uint64(_LIMB) << np.uint64(32))
-            out[:, :, number] = limbs.reshape(2, -1, blocks, _BLOCK, group).transpose(1, 2, 0, 4, 3)
+            out[:, :, number] = limbs(pair).reshape(2, -1, blocks, _BLOCK, group).transpose(1, 2, 0, 4, 3)
         return out
 
     def row_products(self, weights: Words, first: int, rows: Words) -> Words:
@@ -142,6 +170,11 @@ class Polynomials:
             factors[:, :, halves - 1 : 2 * halves - 1] = self._factors(powers, step).reshape(primes, -1, halves)
         both = np.stack([factors, _quotients(factors, self.primes)], axis=3)
         return np.ascontiguousarray(both.reshape(primes, blocks, _BLOCK, group - 1, 2).transpose(0, 1, 3, 4, 2))
+
+
+def limbs(x: Words) -> Words:
+    """Packed: of each half of a number a half of a word."""
+    return (x & np.uint64((1 << _LIMB) - 1)) | (x >> np.uint64(_LIMB) << np.uint64(32))
 
 
 def _at(x: Words) -> int:

@@ -1,4 +1,4 @@
-"""Shares of sums of products, elementwise modulo 2^(8 width), of one party's numbers by the other's.
+"""Shares of sums of products, elementwise modulo 2^64, of one party's integers by the other's.
 
     Alice -> Bob    her numbers x and y, encrypted under her key
     Bob -> Alice    x x' + y y' + mask, encrypted, flooded (replies.py)
@@ -6,12 +6,12 @@
 
 One term, or two: both cross terms of a product of shared numbers.
 
-Values are slots of polynomials modulo primes t (SEAL's BatchEncoder), so numbers are exact integers by their residues,
-not modulo 2^64: the mask must hide them as integers. Shares are taken as signed, so the sum z of both terms is at most
-2^(16 width - 1); the mask is uniform over 2^(16 width + 63) numbers but for its low bits, which r fixes and which are
-uniform if r is. The sum z + mask stays below the product of the primes, and its statistical distance from one that does
-not depend on z is 2^-64 a number at most: |z| of 2^(16 width + 63). The flood of all its residues (replies.py) adds
-little to that.
+Values are slots of polynomials modulo primes t (SEAL's BatchEncoder), so sums z are exact integers by their residues,
+not modulo 2^64: the mask must hide them as integers. Both know `bits`, from 2 to 128, such that z is at most 2^(bits -
+1) either way: what their numbers may be, not what they are. The mask is uniform over 2^(bits + 63) numbers but for its
+low 64 bits, which r fixes and which are uniform if r is. The sum z + mask stays below the product of the primes, and
+its statistical distance from one that does not depend on z is 2^-64 a number at most: |z| of 2^(bits + 63). The flood
+of all its residues (replies.py) adds little to that.
 
 Who learns what. *Bob* sees ciphertexts: nothing, if ring-LWE is hard. *Alice* sees a uniform share, and noise and high
 bits that she could have drawn herself. Neither checks that the other computes what it should (semi-honest).
@@ -44,7 +44,7 @@ from .lattice import (
 from .replies import FLOOD_BITS, ROUNDING, flood_bits, opened, reply, reply_bytes
 from .residues import Words, multiplied, reduced_signed, scaled
 
-_MOST_PRIME_BITS = 56
+_MOST_PRIME_BITS = 57
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,24 @@ class Slots:
         return self.encoder.decode_uint64(lattice().polynomial(coefficients, self.context))
 
 
+def slots(bits: int) -> tuple[Slots, ...]:
+    """The primes whose product holds sums of so many bits and their mask."""
+    held = bits + FLOOD_BITS
+    count = -(-held // _MOST_PRIME_BITS)
+    out = _slots(count, -(-held // count))
+    total = 1
+    for one in out:
+        total *= one.prime
+    if total < (2 << bits - 1) + (1 << bits + FLOOD_BITS - 1):
+        raise HomomorphicError(f"products of {bits} bits: SEAL's primes are too small; install seal-python 4.4")
+    return out
+
+
 @cache
-def slots(width: int) -> tuple[Slots, ...]:
-    """The primes whose product holds a product's cross terms and their mask."""
-    bits = 16 * width + FLOOD_BITS
-    count = -(-bits // _MOST_PRIME_BITS)
+def _slots(count: int, size: int) -> tuple[Slots, ...]:
+    """The largest primes of `size` bits; some of SEAL's may be the ciphertexts' own."""
     seal, out = lattices.seal, []
-    # Some of SEAL's primes may be the ciphertexts' own.
-    primes = seal.PlainModulus.Batching(DEGREE, [-(-bits // count)] * (count + len(lattice().primes)))
+    primes = seal.PlainModulus.Batching(DEGREE, [size] * (count + len(lattice().primes)))
     for prime in [prime for prime in primes if prime.value() not in lattice().primes][:count]:
         chosen = seal.EncryptionParameters(seal.scheme_type.bfv)
         chosen.set_poly_modulus_degree(DEGREE)
@@ -83,85 +93,79 @@ def slots(width: int) -> tuple[Slots, ...]:
         chosen.set_plain_modulus(prime)
         context = seal.SEALContext(chosen, True, seal.sec_level_type.tc128)
         out.append(Slots(prime.value(), seal.BatchEncoder(context), context))
-    total = 1
-    for one in out:
-        total *= one.prime
-    if total < _shifted(width) * 2 + (1 << (16 * width - 1 + FLOOD_BITS)):
-        raise HomomorphicError(f"products of {width} bytes: SEAL's primes are too small; install seal-python 4.4")
     return tuple(out)
 
 
-def product_cost(count: int, terms: int = 2, width: int = 8) -> tuple[int, int]:
+def product_cost(count: int, terms: int = 2, bits: int = 128) -> tuple[int, int]:
     """Bytes of a request and of a reply for so many sums of one or two terms."""
     full = -(-count // DEGREE)
     return (
-        full * len(slots(width)) * terms * CIPHERTEXT_BYTES,
-        full * sum(reply_bytes(one.prime, DEGREE) for one in slots(width)),
+        full * len(slots(bits)) * terms * CIPHERTEXT_BYTES,
+        full * sum(reply_bytes(one.prime, DEGREE) for one in slots(bits)),
     )
 
 
 class ProductAlice:
     """The party with the key. One object for one exchange."""
 
-    def __init__(self, key: LatticeKey, width: int = 8) -> None:
-        self.key, self.width = key, width
+    def __init__(self, key: LatticeKey, bits: int = 128) -> None:
+        self.key, self.slots = key, slots(bits)
         self._count: int | None = None
 
     def request(self, numbers: Tensor) -> bytes:
         """Her numbers, int64 [terms, count], encrypted: the first number of product_cost."""
-        terms, ring = _terms(numbers, self.width), lattice()
+        terms, ring = _terms(numbers), lattice()
         self._count, parts = numbers.shape[1], []
         for block in zip(*terms, strict=True):
-            for one in slots(self.width):
+            for one in self.slots:
                 for values in block:
                     message = one.encode(reduced_signed(values, [one.prime])[0])
                     parts.append(self.key.encrypted(scaled(message, one.prime, ring.primes)))
         return b"".join(parts)
 
     def share(self, data: Buffer) -> Tensor:
-        """Her share of the sums, int64 [count]; bits above `width` bytes are 0. Errors: HomomorphicError."""
+        """Her share of the sums, int64 [count]. Errors: HomomorphicError."""
         if self._count is None:
             raise HomomorphicError("a reply without a request, or a second one; make a request for each")
-        count, self._count, width = self._count, None, self.width
-        expected = product_cost(count, width=width)[1]
+        count, self._count = self._count, None
+        sizes = [reply_bytes(one.prime, DEGREE) for one in self.slots]
+        expected = -(-count // DEGREE) * sum(sizes)
         if len(data) != expected:
             raise HomomorphicError(f"reply: {len(data)} bytes instead of {expected}; both need one program")
         view, at, rows = memoryview(data), 0, []
         for _ in range(-(-count // DEGREE)):
             residues = []
-            for one in slots(width):
-                size = reply_bytes(one.prime, DEGREE)
+            for one, size in zip(self.slots, sizes, strict=True):
                 residues.append(one.decode(opened(self.key, view[at : at + size], one.prime)))
                 at += size
-            rows.append(_joined(residues, [one.prime for one in slots(width)]))
+            rows.append(_joined(residues, [one.prime for one in self.slots]))
         sums = np.concatenate(rows)[:count] if rows else np.zeros(0, dtype=np.uint64)
-        return torch.from_numpy(sums.view(np.int64)) & _low_bits(width)
+        return torch.from_numpy(sums.view(np.int64))
 
 
 class ProductBob:
     """The party that replies, with the other's public key."""
 
-    def __init__(self, public: LatticePublic, width: int = 8) -> None:
-        self.public, self.width = public, width
+    def __init__(self, public: LatticePublic, bits: int = 128) -> None:
+        self.public, self.bits = public, bits
 
     def reply(self, request: Buffer, numbers: Tensor, r: Tensor) -> bytes:
         """The second number of product_cost. His numbers [terms, count], and his share r [count] of the sums, uniform
         and used once; int64. Errors: HomomorphicError."""
-        width, terms = self.width, _terms(numbers, self.width)
-        expected = product_cost(numbers.shape[1], len(terms), width)[0]
+        terms = _terms(numbers)
+        expected = product_cost(numbers.shape[1], len(terms), self.bits)[0]
         if r.shape != numbers.shape[1:]:
             raise HomomorphicError(f"numbers {list(numbers.shape)}, shares {list(r.shape)}: give a share for each sum")
         if len(request) != expected:
             raise HomomorphicError(f"request: {len(request)} bytes instead of {expected}; both need one program")
-        low = _blocks(-r, 8)  # of the mask; the shift is 0 modulo 2^(8 width)
         parts, at, view = [], 0, memoryview(request)
-        for *block, fixed in zip(*terms, low, strict=True):
-            high = random_words(DEGREE), random_words(DEGREE) >> np.uint64(64 - (8 * width - 1))
-            words = fixed.view(np.uint64) & np.uint64((1 << 8 * width) - 1), *high
-            for one in slots(width):
+        for *block, fixed in zip(*terms, _blocks(-r), strict=True):
+            low = fixed.view(np.uint64) - np.uint64((1 << self.bits - 1) % (1 << 64))  # less _mask_slots' shift
+            mask = low, *_high_words(self.bits - 1)
+            for one in slots(self.bits):
                 sealed = [unsealed(view, at + i, "request") for i in range(len(block))]
                 at += len(block)
-                parts.append(self._reply(one, sealed, block, _mask_slots(one.prime, words, width)))
+                parts.append(self._reply(one, sealed, block, _mask_slots(one.prime, mask, self.bits)))
         return b"".join(parts)
 
     def _reply(self, one: Slots, sealed: list[Words], factors: list[NDArray[np.int64]], mask: Words) -> bytes:
@@ -181,16 +185,19 @@ def _noise(prime: int) -> int:
     return noise
 
 
-def _shifted(width: int) -> int:
-    """What makes cross terms positive: the most of their size."""
-    return 1 << (16 * width - 1)
+def _high_words(bits: int) -> tuple[Words, Words]:
+    """Uniform numbers below 2^bits, at most 2^127."""
+    low, high = random_words(DEGREE), random_words(DEGREE)
+    if bits <= 64:
+        return low >> np.uint64(64 - bits), 0 * high
+    return low, high >> np.uint64(128 - bits)
 
 
-def _mask_slots(prime: int, words: tuple[Words, ...], width: int) -> Words:
-    """low + 2^(8 width) (high + 2^64 higher) + the shift, modulo a prime."""
-    total = np.full(DEGREE, _shifted(width) % prime, dtype=np.uint64)
-    for word, factor in zip(words, (1, 1 << 8 * width, 1 << (8 * width + 64)), strict=True):
-        total += multiplied(word % np.uint64(prime), factor, prime)
+def _mask_slots(prime: int, words: tuple[Words, ...], bits: int) -> Words:
+    """Words of 64 bits from the lowest, and what makes all sums positive, modulo a prime."""
+    total = np.full(DEGREE, (1 << bits - 1) % prime, dtype=np.uint64)
+    for number, word in enumerate(words):
+        total += multiplied(word % np.uint64(prime), 1 << 64 * number, prime)
     return total % np.uint64(prime)
 
 
@@ -209,21 +216,16 @@ def _joined(residues: list[Words], primes: list[int]) -> Words:
     return total
 
 
-def _low_bits(width: int) -> int:
-    return -1 if width == 8 else (1 << 8 * width) - 1
-
-
-def _terms(numbers: Tensor, width: int) -> list[list[NDArray[np.int64]]]:
+def _terms(numbers: Tensor) -> list[list[NDArray[np.int64]]]:
     """Of one or two terms, the blocks of each. Errors: HomomorphicError."""
     if numbers.dtype is not torch.int64 or numbers.dim() != 2 or len(numbers) not in (1, 2):
         raise HomomorphicError(f"numbers: {numbers.dtype} {list(numbers.shape)}; give int64 [1 or 2, count]")
-    return [_blocks(term, width) for term in numbers]
+    return [_blocks(term) for term in numbers]
 
 
-def _blocks(x: Tensor, width: int) -> list[NDArray[np.int64]]:
-    """The low bytes as signed numbers, DEGREE at a time, filled up with zeros."""
-    shift = 64 - 8 * width
-    flat = (x << shift >> shift).reshape(-1).numpy()
+def _blocks(x: Tensor) -> list[NDArray[np.int64]]:
+    """DEGREE at a time, filled up with zeros."""
+    flat = x.reshape(-1).numpy()
     padded = np.zeros(-(-len(flat) // DEGREE) * DEGREE, dtype=np.int64)
     padded[: len(flat)] = flat
     return list(padded.reshape(-1, DEGREE))

@@ -51,7 +51,7 @@ SWITCHING = DATA_PRIMES * DEGREE * LARGEST_ERROR + ROUNDING
 
 
 def sent_bytes(modulus: int) -> int:
-    """Of a coefficient, for messages modulo a power of 256, or a prime below 2^56."""
+    """Of a coefficient, for messages modulo a power of 256, or a prime below 2^57."""
     return ((modulus - 1).bit_length() + 7 + _SPARE_BITS) // 8
 
 

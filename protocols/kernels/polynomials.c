@@ -303,6 +303,50 @@ void sum_pairs(const u64 *pairs, const u64 *factors, size_t terms, int parts, in
         }
 }
 
+/* The values of a polynomial x modulo its prime as one modulo each prime, and their products with a key: of each prime
+ * but the last such a polynomial, and the sums over these out [2, primes, degree]. So keys of Q / q_i inverses switch it.
+ *
+ * x        values [primes - 1, degree]
+ * keys     [primes - 1, 2, primes, degree] packed
+ * outer, inner, outer_back, inner_back, constants  as in divide_by_last
+ * scratch  [2, primes - 1, degree] */
+void digit_products(const u64 *x, const u64 *keys, int primes, size_t degree, const u64 *outer, const u64 *inner,
+                    const u64 *outer_back, const u64 *inner_back, const u64 *constants, u64 *scratch, u64 *out)
+{
+    const int digits = primes - 1;
+    u64 *values = scratch + digits * degree;
+    memcpy(scratch, x, 8 * digits * degree);
+    for (int digit = 0; digit < digits; digit++) {
+        const u64 *c = constants + digit * CONSTANTS;
+        struct roots back = roots_of(outer_back, inner_back, degree, digit);
+        to_coefficients(scratch + digit * degree, degree, back, c + OF_DEGREE, modulus_of(c[0]));
+    }
+    for (int i = 0; i < primes; i++) {
+        const u64 *c = constants + i * CONSTANTS;
+        const struct modulus q = modulus_of(c[0]);
+        for (int digit = 0; digit < digits; digit++) {
+            u64 *of = values + digit * degree;
+            memcpy(of, (digit == i ? x : scratch) + digit * degree, 8 * degree);
+            if (digit != i) {
+                for (size_t at = 0; at < degree; at += VECTOR / 8)
+                    *(words_at *)(of + at) = folded(*(const words_at *)(of + at), q);
+                to_values(of, degree, roots_of(outer, inner, degree, i), q);
+            }
+        }
+        for (size_t at = 0; at < degree; at += VECTOR / 8) {
+            struct limbs sums[2] = {NO_LIMBS, NO_LIMBS};
+            for (int digit = 0; digit < digits; digit++) {
+                words a = packed(*(const words_at *)(values + digit * degree + at));
+                for (int part = 0; part < 2; part++)
+                    add_product(&sums[part], a,
+                                *(const words_at *)(keys + ((2 * digit + part) * primes + i) * degree + at));
+            }
+            for (int part = 0; part < 2; part++)
+                *(words_at *)(out + (part * primes + i) * degree + at) = reduced(joined(sums[part], c + OF_LIMBS, q), q);
+        }
+    }
+}
+
 /* Of pairs of polynomials, by their values: the sums out [rows, 2, primes, degree] over terms of polynomials times
  * weights.
  *

@@ -4,9 +4,9 @@ A round's products are cut into pieces of known sizes. Of each the server sends 
 key, and the client sends a reply, products less the share that it chooses.
 
     linear     a weight travels once a session, by its name, and is kept; then rows of products are replies alone
-    matrix     the server's matrices are the request; some matrices of a batch a piece
-    product    elementwise products of all jobs, the widest first, a polynomial's slots a piece; a piece is as wide as
-               its widest job, and the client's shares of others get random bytes above their own
+    matrix     the server's matrices are the request; a piece has as many of a batch as PIECE_BYTES hold
+    product    elementwise products of all jobs, those of most bits first, a polynomial's slots a piece, which has as
+               many bits as its first job; above its bytes the client's share of a job is random
 
 Both parties work at once: while the client replies to a piece the server encrypts the next one.
 
@@ -29,11 +29,12 @@ from ..homomorphic.lattice import DEGREE, MOST_MERGES, LatticeKey, LatticePublic
 from ..homomorphic.linear import LinearClient, LinearServer, linear_cost
 from ..homomorphic.linear import Shape as MatrixShape
 from ..homomorphic.products import ProductAlice, ProductBob, product_cost
+from ..ring import sign_extend
 from .matrix_batches import Batches
 from .transfers import Crossed
 
-PIECE_ROWS = 1 << MOST_MERGES  # of a product of matrices: whole ciphertexts, whatever the columns
-PIECE_BYTES = 1 << 24  # of a request for more than one matrix
+PIECE_ROWS = 1 << MOST_MERGES  # of a product with a weight: whole ciphertexts, whatever the columns
+PIECE_BYTES = 1 << 21  # of a request for more than one matrix
 
 
 class WeightKey(NamedTuple):
@@ -105,20 +106,21 @@ class MatrixPiece(Piece):
 
     def __post_init__(self) -> None:
         (batch, rows, inner), columns = self.left.shape, self.right.shape[2]
-        self.kind, self.shape = self.job.kind, (batch, inner, columns)
-        setup, self.reply_bytes = linear_cost(batch, rows, inner, columns, self.job.width)
+        self.kind = self.job.kind
+        self.of = (batch, inner, columns), self.job.width, None if self.weight else rows
+        setup, self.reply_bytes = linear_cost(batch, rows, inner, columns, self.job.width, self.weight is None)
         self.request_bytes = 0 if self.weight else setup
 
     def request(self, key: LatticeKey) -> bytes:
-        return b"" if self.weight else LinearServer(key, self.shape, self.job.width).setup(self.right)
+        return b"" if self.weight else LinearServer(key, *self.of).setup(self.right)
 
     def reply(self, public: LatticePublic, request: Buffer) -> bytes:
-        client = self.kept[self.weight] if self.weight else LinearClient(public, request, self.shape, self.job.width)
+        client = self.kept[self.weight] if self.weight else LinearClient(public, request, *self.of)
         assert client is not None
         return client.reply(self.left, self.share)
 
     def take(self, key: LatticeKey, reply: Buffer) -> None:
-        self.share.copy_(LinearServer(key, self.shape, self.job.width).shares(reply, self.left.shape[1]))
+        self.share.copy_(LinearServer(key, *self.of).shares(reply, self.left.shape[1]))
 
 
 @dataclass
@@ -127,19 +129,19 @@ class ProductPiece(Piece):
 
     numbers: Tensor
     shares: Tensor
-    width: int
+    bits: int
     alice: ProductAlice | None = None
 
     def __post_init__(self) -> None:
         self.kind, (terms, count) = "product", self.numbers.shape
-        self.request_bytes, self.reply_bytes = product_cost(count, terms, self.width)
+        self.request_bytes, self.reply_bytes = product_cost(count, terms, self.bits)
 
     def request(self, key: LatticeKey) -> bytes:
-        self.alice = ProductAlice(key, self.width)
+        self.alice = ProductAlice(key, self.bits)
         return self.alice.request(self.numbers)
 
     def reply(self, public: LatticePublic, request: Buffer) -> bytes:
-        return ProductBob(public, self.width).reply(request, self.numbers, self.shares)
+        return ProductBob(public, self.bits).reply(request, self.numbers, self.shares)
 
     def take(self, key: LatticeKey, reply: Buffer) -> None:
         assert self.alice is not None
@@ -191,7 +193,8 @@ class CutProducts:
             if weight not in self._kept:
                 yield WeightPiece(weight, right, self._kept)
                 self._kept.setdefault(weight, None)
-        step = batch if weight else _matrices_a_piece(rows, linear_cost(1, 1, inner, columns, job.width)[0])
+        request = 0 if weight else linear_cost(batch, rows, inner, columns, once=True)[0]
+        step = -(-batch // max(1, -(-request // PIECE_BYTES)))
         for at in range(0, batch, step):
             some = slice(at, at + step)
             rows_a_piece = PIECE_ROWS if batch == 1 and weight else rows
@@ -206,11 +209,11 @@ class CutProducts:
 
     def _products(self) -> Iterator[Piece]:
         order = [number for number, job in enumerate(self._jobs) if job.kind == "product"]
-        order.sort(key=lambda number: (-self._jobs[number].width, -len(self._jobs[number].mine)))
+        order.sort(key=lambda number: (-_bits(self._jobs[number]), -len(self._jobs[number].mine)))
         if not order:
             return
         jobs = [self._jobs[number] for number in order]
-        numbers = torch.cat([_two_terms(job.mine.flatten(1)) for job in jobs], 1)
+        numbers = torch.cat([_two_terms(job).flatten(1) for job in jobs], 1)
         shares = torch.cat([self._masks(number).reshape(-1) for number in order])
         sizes = [self._shares[number].numel() for number in order]
         ends = torch.tensor(sizes).cumsum(0)
@@ -218,7 +221,7 @@ class CutProducts:
             some = slice(start, start + DEGREE)
             within = int((ends <= start).sum()), int((ends < min(start + DEGREE, len(shares))).sum()) + 1
             terms = max(len(job.mine) for job in jobs[slice(*within)])
-            yield ProductPiece(numbers[:terms, some], shares[some], jobs[within[0]].width)
+            yield ProductPiece(numbers[:terms, some], shares[some], _bits(jobs[within[0]]))
 
         def join() -> None:
             for number, share in zip(order, shares.split(sizes), strict=True):
@@ -284,11 +287,12 @@ def random_share(shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(random_words(count).copy().view("int64")).view(shape)
 
 
-def _two_terms(numbers: Tensor) -> Tensor:
-    numbers = numbers.long()  # of a weight: narrower
+def _bits(job: Crossed) -> int:
+    return job.bits or 16 * job.width
+
+
+def _two_terms(job: Crossed) -> Tensor:
+    numbers = job.mine.long()  # of a weight: narrower
+    if not job.bits:
+        numbers = sign_extend(numbers, 8 * job.width)
     return numbers if len(numbers) == 2 else torch.cat([numbers, torch.zeros_like(numbers)])
-
-
-def _matrices_a_piece(rows: int, request: int) -> int:
-    """Of a batch; `request`: bytes for one."""
-    return max(1, min(PIECE_ROWS // rows, PIECE_BYTES // request))

@@ -1,10 +1,10 @@
 """What the two parties do for each recipe: from shares of what it reads to the server's correction.
 
     PrivateProduct     one crossed product; the client's share is chosen, so nothing else is sent
-    MaskProduct        two crossed products in one, of a square one; likewise
+    MaskProduct        factors.py, by the bits of both masks; the client's share is chosen likewise
     MaskMatrixProduct  two crossed products
-    Power              products of powers, which several recipes share
-    WrappedPower       two powers; low zero bits of a sum leave a carry where a party's own are not zero, which it knows
+    Power              products of powers, which several recipes share (factors.py)
+    WrappedPower       the wrap, a bit, times lower powers
     BitsAbove, TopBit  the carries of the mask's shares (steps.py), which both read; a bit as a number
     Divided            the carry alone
     SubsetProducts     products of bits, by size of the subset
@@ -19,6 +19,7 @@ CorrelationError.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import comb
 from typing import Any
 
 import torch
@@ -35,12 +36,14 @@ from ..beaver.recipes import MaskMatrixProduct, MaskProduct, PrivateProduct, Zer
 from ..beaver.rescale import BitsAbove, TopBit
 from ..beaver.reveal import Divided
 from ..beaver.source import Recipe
+from ..beaver.values import MaskTerm, Shape
 from ..errors import CorrelationError
-from ..ring import logical_shift
+from ..ring import logical_shift, signed
 from ..rounds import Step, together
 from ..wire import elements
+from .factors import Factor, powers, product
 from .key_generation import KeyWords, key_words
-from .places import FULL, cell_bits, cell_numbers, exp_numbers, mask_waves, negated_bits, powers
+from .places import FULL, cell_bits, cell_numbers, exp_numbers, mask_waves, negated_bits
 from .steps import Derivation, One, Pair
 
 
@@ -73,13 +76,16 @@ def _private_product(pair: Pair, recipe: PrivateProduct, job: Derivation) -> Ste
     return share if pair.leader else None
 
 
+def _factor(term: MaskTerm, shape: Shape | None = None) -> Factor:
+    share = term.value >> term.zeros
+    return Factor(share if shape is None else share.expand(shape), term.bits)
+
+
 def _mask_product(pair: Pair, recipe: MaskProduct, job: Derivation) -> Step:
-    left, right = (term.value >> term.zeros for term in (recipe.left, recipe.right))
-    if recipe.left.value is recipe.right.value and left.shape == job.shape:
+    left, right = (_factor(term, job.shape) for term in (recipe.left, recipe.right))
+    if recipe.left.value is recipe.right.value:
         right = left
-    else:
-        left, right = left.expand(job.shape), right.expand(job.shape)
-    share = yield from pair.times(left, right, job.width, job.share)
+    share = yield from product(pair, left, right, job.width, job)
     return share if pair.leader else None
 
 
@@ -91,21 +97,24 @@ def _matrix_product(pair: Pair, recipe: MaskMatrixProduct, job: Derivation) -> S
     return (yield from pair.settled(share + first + second.mT, job.width, job.share))
 
 
+def _powers(pair: Pair, low: MaskTerm, exponent: int) -> One:
+    return powers(pair, ("power", id(low.value)), _factor(low), exponent, FULL)
+
+
 def _power(pair: Pair, recipe: Power, job: Derivation) -> Step:
-    share = yield from powers(pair, ("power", id(recipe.low)), recipe.low, recipe.exponent, FULL)
+    share = yield from _powers(pair, recipe.low, recipe.exponent)
     return (yield from pair.settled(share, job.width, job.share))
 
 
 def _wrapped_power(pair: Pair, recipe: WrappedPower, job: Derivation) -> Step:
-    low, wrap = recipe.low, recipe.wrap
-    without = yield from powers(pair, ("power", id(low)), low, recipe.exponent, FULL)
-    key = ("wrapped", id(low), id(wrap.value))
-    whole = yield from powers(pair, key, low + wrap.value, recipe.exponent, FULL)
-    more = whole - without
-    share = logical_shift(more, wrap.zeros)
-    if pair.leader:
-        share = share + (more & (1 << wrap.zeros) - 1 != 0)
-    return (yield from pair.settled(share, job.width, job.share))
+    """The wrap is a bit times 2^k: so the difference by 2^k is that bit times ((low + 2^k)^e - low^e) / 2^k."""
+    low, wrap, exponent = recipe.low, recipe.wrap, recipe.exponent
+    steps = [1 << wrap.zeros * (exponent - 1 - power) for power in range(exponent)]
+    share = torch.full_like(low.value, signed(steps[0]) if pair.leader else 0)
+    for power in range(1, exponent):
+        share = share + signed(comb(exponent, power) * steps[power]) * (yield from _powers(pair, low, power))
+    share = yield from product(pair, _factor(wrap), Factor(share), job.width, job)
+    return share if pair.leader else None
 
 
 def _carries(pair: Pair, mask: Tensor, bits: int) -> One:

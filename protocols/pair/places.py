@@ -29,6 +29,7 @@ from ..beaver.cells import WORD, CellBits, ExpNumbers
 from ..beaver.fourier import Waves, waves
 from ..beaver.lookup import CellNumbers, MaskPlace, Place
 from ..rounds import Step
+from .factors import Factor, powers
 from .steps import Derivation, One, Pair
 
 FULL = 8  # bytes of the ring
@@ -54,22 +55,6 @@ def _carry(pair: Pair, mask: Tensor, at: Place, bit: int) -> One:
     return from_plane(carries[bit], mask.numel())
 
 
-def powers(pair: Pair, key: tuple[object, ...], x: Tensor, exponent: int, width: int) -> One:
-    """x^exponent. `key`: of x."""
-    if exponent == 1:
-        return x
-        yield []
-
-    def step() -> One:
-        low = yield from powers(pair, key, x, exponent // 2, width)
-        high = low
-        if exponent % 2:
-            high = yield from powers(pair, key, x, exponent - exponent // 2, width)
-        return (yield from pair.times(low, high, width))
-
-    return (yield from pair.once((*key, exponent, width), step))
-
-
 def cell_of(pair: Pair, rho: MaskPlace) -> One:
     """This party's shares of the bits of r_H, from the lowest [bits, n]."""
     at, count = rho.at, rho.mask.numel()
@@ -85,9 +70,9 @@ def rests_of(pair: Pair, rho: MaskPlace, count: int) -> One:
         yield []
     key = ("rest", id(rho.mask), rho.at)
     rest = yield from pair.once(key, lambda: _rest(pair, rho))
-    more = []
+    number, more = Factor(rest, max(2, rho.at.fine)), []
     for exponent in range(1, count):
-        more.append((yield from powers(pair, key, rest, exponent, FULL)))
+        more.append((yield from powers(pair, key, number, exponent, FULL)))
     return torch.stack([ones, *more], -1)
 
 
@@ -172,9 +157,9 @@ def _exponential(pair: Pair, own: Tensor, carry: Tensor, bits: int, rate: float)
     share = (yield from pair.picked(picks.view(-1), FULL)).view(3, -1).sum(0)
     if not pair.leader:
         share = share + none
-        return (yield from pair.crossed("product", share[None], torch.empty(1, *share.shape), FULL))
+        return (yield from pair.crossed("product", share[None], share[None], FULL, bits=64 + FACTOR))
     mine = whole(0)
-    crossed = yield from pair.crossed("product", torch.empty(1, *mine.shape), mine[None], FULL)
+    crossed = yield from pair.crossed("product", mine[None], mine[None], FULL, bits=64 + FACTOR)
     return crossed + mine * share
 
 
@@ -185,7 +170,7 @@ def mask_waves(pair: Pair, recipe: Waves, job: Derivation) -> Step:
     part = (-recipe.periods * recipe.mask & (1 << recipe.bits) - 1).double() * (2 * math.pi / (1 << recipe.bits))
     cosine, sine = waves(part.cos(), part.sin(), recipe.count, bits).unbind(-1)
     mine = torch.stack([cosine, sine, cosine + sine])
-    both, low, high = yield from pair.crossed("product", mine[None], mine[None], width)
+    both, low, high = yield from pair.crossed("product", mine[None], mine[None], width, bits=2 * bits + 3)
     share = torch.stack([both - low, high - both - low], -1)
     if pair.leader:
         share = share + (2 << 2 * bits)

@@ -215,24 +215,22 @@ class Pair:
         return share
 
     def crossed(
-        self, kind: str, clients: Tensor, servers: Tensor, width: int, chosen: Tensor | None = None, name: str = ""
+        self,
+        kind: str,
+        clients: Tensor,
+        servers: Tensor,
+        width: int,
+        chosen: Tensor | None = None,
+        name: str = "",
+        bits: int = 0,
     ) -> One:
         """This party's share of the client's value times the server's: `clients`, `servers` are what it has of each,
-        of the other's but the shape. `chosen`, `name`: as of `Crossed`."""
+        of the other's but the shape. `chosen`, `name`, `bits`: as of `Crossed`."""
         mine, theirs = (servers, clients) if self.leader else (clients, servers)
-        shape = tuple(theirs.shape)
-        (share,) = yield [Crossed(None, None, width, kind=kind, mine=mine, theirs=shape, chosen=chosen, name=name)]
+        part = Crossed(None, None, width, kind=kind, mine=mine, theirs=tuple(theirs.shape), chosen=chosen)
+        part.name, part.bits = name, bits
+        (share,) = yield [part]
         return share
-
-    def times(self, x: Tensor, y: Tensor, width: int, chosen: Tensor | None = None) -> One:
-        """x y elementwise, of additive shares of one shape. `chosen`: the share that the client will have."""
-        own = x * y
-        if x is y:
-            clients, servers = 2 * x[None], x[None]
-        else:
-            clients, servers = torch.stack([x, y]), torch.stack([y, x])
-        share = yield from self.crossed("product", clients, servers, width, None if chosen is None else chosen - own)
-        return own + share
 
 
 def _turned(sent: Tensor, flips: Tensor, count: int) -> Tensor:

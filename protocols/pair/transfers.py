@@ -53,6 +53,7 @@ class Crossed(Swap):
     theirs  the shape of the other's
     chosen  at the client, the share that it will have; None: any
     name    of the weight: one value in all programs of a session
+    bits    of elementwise products: numbers are signed, and sums at most 2^(bits - 1) either way; 0: any numbers
     """
 
     kind: str = "product"
@@ -60,6 +61,7 @@ class Crossed(Swap):
     theirs: tuple[int, ...] = ()
     chosen: Tensor | None = None
     name: str = ""
+    bits: int = 0
 
 
 class TwoPartyProducts(Protocol):

@@ -85,6 +85,9 @@ class Products:
         clients, servers = (other, job) if self.leader else (job, other)
         if job.kind == "product":
             product = (clients.mine * servers.mine).sum(0)
+            sizes = (clients.mine.double() * servers.mine.double()).abs().sum(0)
+            assert job.bits == other.bits
+            assert not job.bits or bool((sizes <= 2.0 ** (job.bits - 1)).all())
         else:
             product = Ring().matmul(clients.mine.contiguous(), servers.mine.contiguous())
         self.asked += 1

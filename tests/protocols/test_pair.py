@@ -12,8 +12,11 @@ from blindformer.models.program.program import Program
 from blindformer.protocols.beaver.cells import ExpNumbers
 from blindformer.protocols.beaver.fourier import Waves
 from blindformer.protocols.beaver.lookup import MaskPlace, Place
+from blindformer.protocols.beaver.product import Power, WrappedPower
+from blindformer.protocols.beaver.recipes import MaskProduct
 from blindformer.protocols.beaver.reveal import Divided
 from blindformer.protocols.beaver.source import Recipe
+from blindformer.protocols.beaver.values import MaskTerm
 from blindformer.protocols.errors import CorrelationError, PeerGone
 from blindformer.protocols.pair.evaluations import evaluate
 from blindformer.protocols.pair.source import PairSource, PairWire
@@ -98,6 +101,40 @@ def of_shares(recipe: Callable[[torch.Tensor, torch.Tensor], Recipe]) -> tuple[R
     bits, stream = Data(4).words(2, 16), Stream(new_seed(), "mask")
     mask, planes = stream.integers("mask", MASK.shape), stream.integers("bits", bits.shape)
     return recipe(MASK, bits), {"client": recipe(mask, planes), "server": recipe(MASK - mask, bits ^ planes)}
+
+
+def shared(bits: int, zeros: int = 0) -> tuple[torch.Tensor, dict[str, MaskTerm]]:
+    """Masks of so many bits above the low zeros: their values, and each party's share."""
+    value, client = Data(bits).words(300), Stream(new_seed(), "mask").integers("mask", (300,))
+    if bits < 64:
+        value = -(value & (1 << bits) - 1)
+        value[:4] = -torch.tensor([0, (1 << bits) - 1, 1 << bits - 1, 1])
+        client[4:7] = -torch.tensor([0, 1 << bits - 1, 1])
+    if bits == 1:
+        value = -value
+    value, client = value << zeros, client << zeros
+    terms = {"client": MaskTerm(client, zeros, bits), "server": MaskTerm(value - client, zeros, bits)}
+    return value, terms
+
+
+@pytest.mark.parametrize("width", [1, 3, 8])
+@pytest.mark.parametrize("bits", [(1, 64), (24, 24), (26, 1), (31, 64), (64, 64), (2, 29)])
+def test_products_of_masks_of_few_bits_are_exact(bits, width):
+    (x, left), (y, right) = shared(bits[0]), shared(bits[1])
+    shares = {role: MaskProduct(left[role], right[role]) for role in ("client", "server")}
+    assert torch.equal(derived(shares, x.shape, width), sign_extend(x * y, 8 * width))
+    shares = {role: MaskProduct(left[role], left[role]) for role in ("client", "server")}
+    assert torch.equal(derived(shares, x.shape, width), sign_extend(x * x, 8 * width))
+
+
+@pytest.mark.parametrize("exponent", [2, 3, 5])
+def test_powers_of_a_mask_with_and_without_its_wrap_are_exact(exponent):
+    (low, of_low), (wrap, of_wrap) = shared(24), shared(1, zeros=24)
+    shares = {role: Power(of_low[role], exponent) for role in ("client", "server")}
+    assert torch.equal(derived(shares, low.shape, 8), low**exponent)
+    shares = {role: WrappedPower(of_low[role], of_wrap[role], exponent) for role in ("client", "server")}
+    more = (low + wrap) ** exponent - low**exponent
+    assert torch.equal(derived(shares, low.shape, 5), sign_extend(more >> 24, 40))
 
 
 @pytest.mark.parametrize(("rate", "low"), [(8.0, 18), (8.0, 19), (16.0, 20)])

@@ -76,17 +76,19 @@ def test_extreme_numbers(key, public, number):
     assert torch.equal(linear_shares(key, public, a, weights, 8), a @ weights)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("hers", "his"), [(1, 1), (8, 24), (24, 26), (32, 32), (33, 64), (64, 64)])
 @pytest.mark.parametrize("terms", [1, 2])
-def test_shares_of_sums_of_products(key, public, terms, width):
-    count = DEGREE + 3 if width == 3 else 50
-    hers, his, r = uniform_integers(terms, count), uniform_integers(terms, count), uniform_integers(count)
-    hers[:, :3] = his[:, :3] = -(1 << 8 * width - 1)  # the largest sums
-    alice = ProductAlice(key, width)
-    request = alice.request(hers)
-    reply = ProductBob(public, width).reply(request, his, r)
-    assert product_cost(count, terms, width) == (len(request), len(reply))
-    assert torch.equal(low(alice.share(reply) + r, width), low((hers * his).sum(0), width))
+def test_shares_of_sums_of_products(key, public, terms, hers, his):
+    """Of signed numbers of so many bits each, also of the largest."""
+    count, bits = DEGREE + 3 if hers == 24 else 50, hers + his
+    x, y = uniform_integers(terms, count) >> 64 - hers, uniform_integers(terms, count) >> 64 - his
+    r = uniform_integers(count)
+    x[:, :3], y[:, :3] = -(1 << hers - 1), -(1 << his - 1)
+    alice = ProductAlice(key, bits)
+    request = alice.request(x)
+    reply = ProductBob(public, bits).reply(request, y, r)
+    assert product_cost(count, terms, bits) == (len(request), len(reply))
+    assert torch.equal(alice.share(reply) + r, (x * y).sum(0))
     with pytest.raises(HomomorphicError, match="second one"):
         alice.share(reply)
 
@@ -141,7 +143,7 @@ def test_weights_that_are_none_read_bits_of_the_other_factor(key, public):
         plane[range(64), range(64)] = half * primes[3] % prime
     client = LinearClient(public, key.encrypted(grid.reshape(4, DEGREE)), (1, 64, 64), width)
     a, r = uniform_integers(1, 64), uniform_integers(1, 64)
-    seen = fractions_of(key, client.reply(a, r), 1 << 8 * width, blocks(64)[0].places(1), 64)
+    seen = fractions_of(key, client.reply(a, r), 1 << 8 * width, blocks((1, 64, 64))[0].places([range(1)]), 64)
     below = seen & np.uint64(0xFFFFFFFF)  # of a step
     assert ((below > 1 << 30) & (below < 3 << 30)).tolist() == (a[0] & 1).bool().tolist()
 

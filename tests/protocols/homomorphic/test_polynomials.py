@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from blindformer.protocols.homomorphic.polynomials import Polynomials
+from blindformer.protocols.homomorphic.polynomials import Polynomials, limbs
 from blindformer.protocols.homomorphic.residues import Words
 from blindformer.tests import levels
 
@@ -118,6 +118,34 @@ def test_sums_of_products(level, kind):
         assert sums[:, number].tolist() == exact.tolist()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("level", levels.KERNELS)
+def test_residues_as_integers_times_keys(level, kind):
+    ring, _ = polynomials(64)
+    x = residues(kind, 64)[:2]
+    keys = residues("random", 2, 2, 64).reshape(2, 2, len(PRIMES), 64)
+    with levels.at(level):
+        sums = ring.digit_products(ring.first(2).values(x), limbs(keys))
+        lifted = [ring.values(np.stack([row % np.uint64(prime) for prime in PRIMES])) for row in x]
+    for number, prime in enumerate(PRIMES):
+        for part in range(2):
+            factors = [keys[digit, part, number].astype(object) for digit in range(2)]
+            exact = sum(lifted[digit][number].astype(object) * factors[digit] for digit in range(2)) % prime
+            assert sums[part, number].tolist() == exact.tolist()
+
+
+@pytest.mark.parametrize("element", [1, 3, 17, 65, 127])
+def test_values_of_a_polynomial_at_a_power_are_its_values_elsewhere(element):
+    ring, _ = polynomials(64)
+    x = residues("random", 64)
+    turned = np.zeros_like(x)
+    for power in range(64):
+        to, negative = element * power % 64, element * power // 64 % 2
+        for number, prime in enumerate(PRIMES):
+            turned[number, to] = (prime - int(x[number, power])) % prime if negative else x[number, power]
+    assert np.array_equal(ring.values(x)[:, ring.turn(element)], ring.values(turned))
+
+
 def test_what_the_kernels_cannot_compute_is_refused():
     ring, _ = polynomials(64)
     weights = ring.packed(list(residues("random", 2, 2, 64)), 4)
@@ -128,6 +156,8 @@ def test_what_the_kernels_cannot_compute_is_refused():
         ring.row_products(weights, 0, rows[:2])
     with pytest.raises(ValueError, match="do not fit"):
         ring.sum_products(residues("random", 3, 2, 64), residues("random", 2, 64))
+    with pytest.raises(ValueError, match="do not fit"):
+        ring.digit_products(residues("random", 64), residues("random", 2, 2, 64))
     for wrong in (residues("random", 2, 32), residues("random", 2, 64)[:, :2]):
         with pytest.raises(ValueError, match="not polynomials"):
             ring.values(wrong)
