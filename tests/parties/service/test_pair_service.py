@@ -16,24 +16,17 @@ from blindformer.parties.receipts.receipt import Receipt
 from blindformer.parties.session.preprocessing_store import PreprocessingStore, StoreError
 from blindformer.protocols.errors import PeerDisagrees
 from blindformer.protocols.kernels import library
-from blindformer.tests.shared.deployment import Deployment
+from blindformer.tests.shared.deployment import WithoutDealer
 from typer.testing import CliRunner
 
 pytestmark = pytest.mark.skipif(library.library is None, reason="homomorphic products need C kernels")
 TEXT = "how is my password ?"
 
 
-class Paired(Deployment):
-    """A deployment of topology `pair`."""
-
-    roles = ("server",)
-    topology, dialled = "pair", ("server",)
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory, compiled):
     folder = tmp_path_factory.mktemp("pair")
-    with Paired(folder, compiled, server={"store": folder / "server-store"}) as site:
+    with WithoutDealer(folder, compiled, server={"store": folder / "server-store"}) as site:
         yield site
 
 
@@ -44,7 +37,7 @@ def run(*words: str) -> dict:
     return json.loads(result.stdout)
 
 
-def words(site: Paired, folder: Path) -> list[str]:
+def words(site: WithoutDealer, folder: Path) -> list[str]:
     return [str(site.client_folder), "--length", "8", *site.words(), "--dealer", "none", "--store", str(folder)]
 
 

@@ -48,9 +48,13 @@ def mine(tmp_path) -> PreprocessingStore:
     return PreprocessingStore(tmp_path / "client")
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-@pytest.mark.parametrize("at", [40, *(pytest.param(at, marks=pytest.mark.slow) for at in (0, 2, 3, 90, 110, 120))])
-@pytest.mark.parametrize("victim", ["server", "client"])
+SOON = [("server", 40, True), ("client", 40, False)]
+LATER = [(victim, at, ahead) for victim in ("server", "client") for at in (0, 2, 3, 90, 110) for ahead in (True, False)]
+
+
+@pytest.mark.parametrize(
+    ("victim", "at", "ahead"), [*SOON, *(pytest.param(*case, marks=pytest.mark.slow) for case in LATER)]
+)
 def test_a_party_is_killed_while_correlations_are_made(case, mine, tmp_path, victim, at, ahead):
     """The first ones that were made ahead are good, those that were not finished belong to nobody."""
     site = KillingSite(case, victim, at, store=PreprocessingStore(tmp_path / "server"))

@@ -31,7 +31,7 @@ TRANSFERS = {cost(count).from_receiver for count in ((1 << 16) - BITS, BITS)}  #
 
 def of_kind(kind: str) -> Case:
     """Layers, products, a rescale and a comparison, of one text and one set of weights."""
-    data, d, rows = Data(3), Draft(), 40
+    data, d, rows = Data(3), Draft(), 8
     if kind == "zeros":
         x, weights, scale = (torch.zeros(shape, dtype=torch.int64) for shape in ((rows, 16), (16, 16), (16,)))
     else:
@@ -157,6 +157,6 @@ def test_these_are_all_kinds_of_frames(heard):
     of_client, of_server = (
         {len(frame) for frame in heard["random"][receiver].after(MAKING[receiver])[0]} for receiver in RECEIVERS
     )
-    assert {linear_cost(1, 40, 16, 16)[0], product_cost(1)[0]} <= of_server
-    assert {linear_cost(1, 40, 16, 16)[1], product_cost(1)[1]} <= of_client
+    assert {linear_cost(1, 8, 16, 16)[0], product_cost(1)[0]} <= of_server
+    assert {linear_cost(1, 8, 16, 16)[1], product_cost(1)[1]} <= of_client
     assert ALL_PRIMES * DEGREE * 7 + SEED_BYTES == CIPHERTEXT_BYTES
