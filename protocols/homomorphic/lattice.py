@@ -195,7 +195,7 @@ class LatticePublic:
         form = ring.ciphertext_form(values[0], ring.key_level)
         self.encryptor = seal.Encryptor(ring.narrow, ring.narrow.from_public_str(form))
         keys = np.stack(values[1:]).reshape(MOST_MERGES, DATA_PRIMES, 2, ALL_PRIMES, DEGREE)
-        self.merging = Merging(ring.all, ring.data, list(keys))
+        self.merging = Merging(ring.all, list(keys))
 
 
 def unsealed(data: Buffer, number: int, what: str) -> Words:

@@ -19,39 +19,27 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .polynomials import Polynomials, limbs
+from .polynomials import Polynomials
 from .residues import Words
 
 
 class Merging:
-    """Keys and tables. `ring`: of all primes; `data`: of all but the last, which the ciphertexts have.
+    """`ring`: of all primes, of which ciphertexts have all but the last.
 
-    keys   from h = 1 on, doubling: values [data primes, 2, primes, degree]
+    keys   from h = 1 on, doubling: values [primes - 1, 2, primes, degree]
     """
 
-    def __init__(self, ring: Polynomials, data: Polynomials, keys: Sequence[Words]) -> None:
-        self._ring, self._data = ring, data
-        self._keys = [limbs(key) for key in keys]
-        self._moduli = np.array(self._data.primes, dtype=np.uint64)[:, None]
+    def __init__(self, ring: Polynomials, keys: Sequence[Words]) -> None:
+        self._ring = ring
+        self._steps = [ring.merge_step(1 << level, key) for level, key in enumerate(keys)]
+        self._moduli = np.array(ring.primes[:-1], dtype=np.uint64)[:, None]
 
     def merged(self, parts: Sequence[Words]) -> Words:
-        """One ciphertext, values [2, data primes, degree], of some: the results of number j at j, times the least power
+        """One ciphertext, values [2, primes - 1, degree], of some: the results of number j at j, times the least power
         of two that is not below their count."""
         level = (len(parts) - 1).bit_length() - 1
         if level < 0:
             return parts[0]
-        half = 1 << level
-        left, right = parts[:half], parts[half:]
-        pairs = [self._pair(x, y, level) for x, y in zip(left, right, strict=False)]
-        return self.merged([*pairs, *(self._reduced(x + x) for x in left[len(right) :])])
-
-    def _pair(self, x: Words, y: Words, level: int) -> Words:
-        moved = self._data.sum_products(y[None], self._data.monomial(1 << level)[None])
-        turned = self._reduced(x + self._moduli - moved)[:, :, self._data.turn(1 + (self._data.degree >> level))]
-        total = x + moved + self._ring.divided(self._ring.digit_products(turned[1], self._keys[level]))
-        total[0] += turned[0]
-        return total % self._moduli
-
-    def _reduced(self, x: Words) -> Words:
-        """Of numbers below two primes: a number that is below one becomes a large word."""
-        return np.minimum(x, x - self._moduli)
+        left, right = parts[: 1 << level], parts[1 << level :]
+        pairs = [self._ring.merged(x, y, self._steps[level]) for x, y in zip(left, right, strict=False)]
+        return self.merged([*pairs, *(2 * x % self._moduli for x in left[len(right) :])])

@@ -8,6 +8,7 @@ are the points' inverses. All roots come from values of X^1, X^2, X^4 to X^(N / 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,15 @@ from .residues import Words
 _BLOCK = 8  # groups that are computed at once
 _LIMB = 28  # bits in half a word
 _LEAST_BITS, _MOST_BITS, _MOST_LESS = 48, 56, 1 << 24
+
+
+@dataclass(frozen=True)
+class MergeStep:
+    """Tables of a merge (merging.py): X^h, s's places and its key, packed."""
+
+    shift: Words
+    turn: Words
+    keys: Words
 
 
 class Polynomials:
@@ -36,8 +46,10 @@ class Polynomials:
         self._inverses = [values[:, ::-1] for values in powers]
         self._constants = np.stack([_constants(prime, self.degree) for prime in primes])
         self._steps = [(self._outer(values), self._inner(values, _BLOCK)) for values in (self._powers, self._inverses)]
+        *last, divisor = primes
+        inverses = np.array([pow(divisor, -1, prime) for prime in last], dtype=np.uint64)[:, None]
+        self._by = np.stack([inverses, _quotients(inverses, last)], axis=-1)
         self._roots: dict[int, Words] = {}
-        self._turns: dict[int, NDArray[np.intp]] = {}
 
     def first(self, count: int) -> Polynomials:
         """The same of the first primes."""
@@ -60,14 +72,16 @@ class Polynomials:
     def divided(self, x: Words) -> Words:
         """Values [..., primes, degree], divided by the last prime and rounded: [..., primes - 1, degree]."""
         self._check(x)
-        *last, divisor = self.primes
-        inverses = np.array([[pow(divisor, -1, prime)] for prime in last], dtype=np.uint64)
-        by = np.stack([inverses, _quotients(inverses, last)], axis=-1)
-        x, out = np.ascontiguousarray(x), np.empty((*x.shape[:-2], len(last), self.degree), dtype=np.uint64)
-        scratch = np.empty((2, self.degree), dtype=np.uint64)
-        count, size = out.size // (len(last) * self.degree), (len(self.primes), self.degree)
+        x, last = np.ascontiguousarray(x), len(self.primes) - 1
+        out, scratch = (
+            np.empty((*x.shape[:-2], last, self.degree), dtype=np.uint64),
+            np.empty((2, self.degree), dtype=np.uint64),
+        )
+        count, size = out.size // (last * self.degree), (len(self.primes), self.degree)
         roots = [_at(part) for steps in self._steps for part in steps]
-        call("divide_by_last", _at(x), count, *size, *roots, _at(self._constants), _at(by), _at(scratch), _at(out))
+        call(
+            "divide_by_last", _at(x), count, *size, *roots, _at(self._constants), _at(self._by), _at(scratch), _at(out)
+        )
         return out
 
     def sum_products(self, x: Words, factors: Words) -> Words:
@@ -90,23 +104,29 @@ class Polynomials:
 
     def turn(self, element: int) -> NDArray[np.intp]:
         """Places of values: those of f(X^element) are f's at these, whatever the prime; element odd."""
-        if element not in self._turns:
-            points, targets = self._powers[0][0], self.monomial(element)[0]
-            order = np.argsort(points)
-            self._turns[element] = order[np.searchsorted(points[order], targets)]
-        return self._turns[element]
+        points, targets = self._powers[0][0], self.monomial(element)[0]
+        order = np.argsort(points)
+        return order[np.searchsorted(points[order], targets)]
 
-    def digit_products(self, x: Words, keys: Words) -> Words:
-        """A polynomial modulo all primes but the last, values [primes - 1, degree], times a key (limbs [primes - 1, 2,
-        primes, degree]): the sum over these primes of its residue, as an integer, times a pair: [2, primes, degree]."""
+    def merged(self, x: Words, y: Words, step: MergeStep) -> Words:
+        """x + X^h y + s(x - X^h y) of pairs of polynomials modulo all primes but the last, values [2, primes - 1,
+        degree], s's second part being replaced by what `step` has as its key."""
         primes, degree = len(self.primes), self.degree
-        if x.shape != (primes - 1, degree) or keys.shape != (primes - 1, 2, primes, degree):
-            raise ValueError(f"keys {keys.shape} do not fit {x.shape}")
-        x, out = np.ascontiguousarray(x), np.empty((2, primes, degree), dtype=np.uint64)
-        scratch = np.empty((2, primes - 1, degree), dtype=np.uint64)
-        roots = [_at(part) for steps in self._steps for part in steps]
-        call("digit_products", _at(x), _at(keys), primes, degree, *roots, _at(self._constants), _at(scratch), _at(out))
+        if x.shape != y.shape or x.shape != (2, primes - 1, degree):
+            raise ValueError(f"{x.shape} and {y.shape}: not two pairs of {primes - 1} primes")
+        x, y, out = np.ascontiguousarray(x), np.ascontiguousarray(y), np.empty_like(x, order="C")
+        scratch = np.empty((5 * primes, degree), dtype=np.uint64)
+        numbers = [_at(part) for part in (x, y, step.shift, step.turn, step.keys)]
+        tables = [_at(part) for steps in self._steps for part in steps] + [_at(self._constants), _at(self._by)]
+        call("merge_pair", *numbers, primes, degree, *tables, _at(scratch), _at(out))
         return out
+
+    def merge_step(self, half: int, keys: Words) -> MergeStep:
+        """h = `half`, s: X -> X^(1 + degree / h). keys: values [primes - 1, 2, primes, degree]."""
+        if keys.shape != (len(self.primes) - 1, 2, len(self.primes), self.degree):
+            raise ValueError(f"keys {keys.shape}: not a pair for each prime but the last")
+        turn = self.turn(1 + self.degree // half).astype(np.uint64)
+        return MergeStep(_limbs(self.monomial(half)[:-1]), turn, np.ascontiguousarray(_limbs(keys)))
 
     def _check(self, *arrays: Words) -> None:
         for x in arrays:
@@ -118,7 +138,7 @@ class Polynomials:
         blocks = self.degree // group // _BLOCK
         out = np.empty((len(self.primes), blocks, len(pairs), 2, group, _BLOCK), dtype=np.uint64)
         for number, pair in enumerate(pairs):
-            out[:, :, number] = limbs(pair).reshape(2, -1, blocks, _BLOCK, group).transpose(1, 2, 0, 4, 3)
+            out[:, :, number] = _limbs(pair).reshape(2, -1, blocks, _BLOCK, group).transpose(1, 2, 0, 4, 3)
         return out
 
     def row_products(self, weights: Words, first: int, rows: Words) -> Words:
@@ -172,7 +192,7 @@ class Polynomials:
         return np.ascontiguousarray(both.reshape(primes, blocks, _BLOCK, group - 1, 2).transpose(0, 1, 3, 4, 2))
 
 
-def limbs(x: Words) -> Words:
+def _limbs(x: Words) -> Words:
     """Packed: of each half of a number a half of a word."""
     return (x & np.uint64((1 << _LIMB) - 1)) | (x >> np.uint64(_LIMB) << np.uint64(32))
 

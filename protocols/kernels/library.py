@@ -75,7 +75,7 @@ _TAKES = {
     "transform": "aninaaai",
     "divide_by_last": "aninaaaaaaaa",
     "sum_pairs": "aaniinaa",
-    "digit_products": "aainaaaaaaa",
+    "merge_pair": "aaaaainaaaaaaaa",
 }
 
 

@@ -303,14 +303,12 @@ void sum_pairs(const u64 *pairs, const u64 *factors, size_t terms, int parts, in
         }
 }
 
-/* The values of a polynomial x modulo its prime as one modulo each prime, and their products with a key: of each prime
- * but the last such a polynomial, and the sums over these out [2, primes, degree]. So keys of Q / q_i inverses switch it.
+/* Sums over all primes but the last of x's residue, an integer, times the key's pair for it: out [2, primes, degree].
  *
  * x        values [primes - 1, degree]
  * keys     [primes - 1, 2, primes, degree] packed
- * outer, inner, outer_back, inner_back, constants  as in divide_by_last
- * scratch  [2, primes - 1, degree] */
-void digit_products(const u64 *x, const u64 *keys, int primes, size_t degree, const u64 *outer, const u64 *inner,
+ * scratch  [2, primes - 1, degree]; others as in divide_by_last */
+static void digit_products(const u64 *x, const u64 *keys, int primes, size_t degree, const u64 *outer, const u64 *inner,
                     const u64 *outer_back, const u64 *inner_back, const u64 *constants, u64 *scratch, u64 *out)
 {
     const int digits = primes - 1;
@@ -345,6 +343,47 @@ void digit_products(const u64 *x, const u64 *keys, int primes, size_t degree, co
                 *(words_at *)(out + (part * primes + i) * degree + at) = reduced(joined(sums[part], c + OF_LIMBS, q), q);
         }
     }
+}
+
+/* Two ciphertexts, values [2, primes - 1, degree], to one: x + X^h y + s(x - X^h y), s switched back to its key.
+ *
+ * shift    values of X^h [primes - 1, degree] packed
+ * turn     [degree]: s(f) has at a place f's value at this one
+ * keys     of digit_products, for s
+ * scratch  [5 primes, degree]; others as in divide_by_last */
+void merge_pair(const u64 *x, const u64 *y, const u64 *shift, const u64 *turn, const u64 *keys, int primes,
+                size_t degree, const u64 *outer, const u64 *inner, const u64 *outer_back, const u64 *inner_back,
+                const u64 *constants, const u64 *by, u64 *scratch, u64 *out)
+{
+    const int data = primes - 1;
+    u64 *difference = scratch, *turned = difference + degree, *sums = turned + data * degree;
+    u64 *rest = sums + 2 * primes * degree, *switched = rest + 2 * degree;
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < data; i++) {
+            const u64 *c = constants + i * CONSTANTS;
+            const struct modulus q = modulus_of(c[0]);
+            const size_t start = (part * data + i) * degree;
+            for (size_t at = 0; at < degree; at += VECTOR / 8) {
+                struct limbs product = NO_LIMBS;
+                words a = *(const words_at *)(shift + i * degree + at);
+                add_product(&product, a, packed(*(const words_at *)(y + start + at)));
+                words moved = reduced(joined(product, c + OF_LIMBS, q), q), kept = *(const words_at *)(x + start + at);
+                *(words_at *)(out + start + at) = kept + moved;
+                *(words_at *)(difference + at) = reduced(kept - moved + q.prime, q);
+            }
+            if (part)
+                for (size_t at = 0; at < degree; at++) turned[i * degree + at] = difference[turn[at]];
+            else
+                for (size_t at = 0; at < degree; at++) out[start + at] += difference[turn[at]];
+        }
+    digit_products(turned, keys, primes, degree, outer, inner, outer_back, inner_back, constants, switched, sums);
+    divide_by_last(sums, 2, primes, degree, outer, inner, outer_back, inner_back, constants, by, rest, switched);
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < data; i++) {
+            const struct modulus q = modulus_of(constants[i * CONSTANTS]);
+            for (size_t at = 0; at < degree; at += VECTOR / 8, out += VECTOR / 8, switched += VECTOR / 8)
+                *(words_at *)out = reduced(*(words_at *)out + *(words_at *)switched, q);
+        }
 }
 
 /* Of pairs of polynomials, by their values: the sums out [rows, 2, primes, degree] over terms of polynomials times

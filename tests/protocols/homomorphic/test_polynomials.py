@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from blindformer.protocols.homomorphic.polynomials import Polynomials, limbs
+from blindformer.protocols.homomorphic.polynomials import Polynomials
 from blindformer.protocols.homomorphic.residues import Words
 from blindformer.tests import levels
 
@@ -118,32 +118,44 @@ def test_sums_of_products(level, kind):
         assert sums[:, number].tolist() == exact.tolist()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("level", levels.KERNELS)
-def test_residues_as_integers_times_keys(level, kind):
-    ring, _ = polynomials(64)
-    x = residues(kind, 64)[:2]
-    keys = residues("random", 2, 2, 64).reshape(2, 2, len(PRIMES), 64)
-    with levels.at(level):
-        sums = ring.digit_products(ring.first(2).values(x), limbs(keys))
-        lifted = [ring.values(np.stack([row % np.uint64(prime) for prime in PRIMES])) for row in x]
-    for number, prime in enumerate(PRIMES):
-        for part in range(2):
-            factors = [keys[digit, part, number].astype(object) for digit in range(2)]
-            exact = sum(lifted[digit][number].astype(object) * factors[digit] for digit in range(2)) % prime
-            assert sums[part, number].tolist() == exact.tolist()
+def at_power(coefficients: Words, element: int, power: int = 0) -> Words:
+    """X^power f(X^element), of f [..., primes, 64] modulo the first primes."""
+    out = np.zeros_like(coefficients)
+    for number, prime in enumerate(PRIMES[: coefficients.shape[-2]]):
+        for place in range(64):
+            to, row = element * place + power, coefficients[..., number, place]
+            out[..., number, to % 64] = (prime - row) % prime if to // 64 % 2 else row
+    return out
 
 
 @pytest.mark.parametrize("element", [1, 3, 17, 65, 127])
 def test_values_of_a_polynomial_at_a_power_are_its_values_elsewhere(element):
     ring, _ = polynomials(64)
     x = residues("random", 64)
-    turned = np.zeros_like(x)
-    for power in range(64):
-        to, negative = element * power % 64, element * power // 64 % 2
-        for number, prime in enumerate(PRIMES):
-            turned[number, to] = (prime - int(x[number, power])) % prime if negative else x[number, power]
-    assert np.array_equal(ring.values(x)[:, ring.turn(element)], ring.values(turned))
+    assert np.array_equal(ring.values(x)[:, ring.turn(element)], ring.values(at_power(x, element)))
+
+
+@pytest.mark.parametrize("half", [1, 2, 16])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("level", levels.KERNELS)
+def test_two_ciphertexts_are_merged_by_a_key(level, kind, half):
+    ring, _ = polynomials(64)
+    data, primes = ring.first(2), np.array(PRIMES[:2], dtype=np.uint64)[:, None]
+    x, y = residues(kind, 2, 64)[:, :2], residues("random", 2, 64)[:, :2]
+    keys = residues("random", 2, 2, 64)
+    moved = at_power(y, 1, half)
+    turned = at_power((x + primes - moved) % primes, 1 + 64 // half)
+    sums = np.zeros((2, len(PRIMES), 64), dtype=np.uint64)
+    for number, prime in enumerate(PRIMES):
+        for part in range(2):
+            lifted = [ring.values(np.stack([row % np.uint64(q) for q in PRIMES]))[number] for row in turned[1]]
+            factors = keys[:, part, number].astype(object)
+            sums[part, number] = sum(lifted[digit].astype(object) * factors[digit] for digit in range(2)) % prime
+    expected = data.values((x + moved) % primes) + ring.divided(sums)
+    expected[0] += data.values(turned[0])
+    with levels.at(level):
+        merged = ring.merged(data.values(x), data.values(y), ring.merge_step(half, keys))
+    assert np.array_equal(merged, expected % primes)
 
 
 def test_what_the_kernels_cannot_compute_is_refused():
@@ -156,8 +168,12 @@ def test_what_the_kernels_cannot_compute_is_refused():
         ring.row_products(weights, 0, rows[:2])
     with pytest.raises(ValueError, match="do not fit"):
         ring.sum_products(residues("random", 3, 2, 64), residues("random", 2, 64))
-    with pytest.raises(ValueError, match="do not fit"):
-        ring.digit_products(residues("random", 64), residues("random", 2, 2, 64))
+    with pytest.raises(ValueError, match="for each prime but the last"):
+        ring.merge_step(2, residues("random", 1, 2, 64))
+    with pytest.raises(ValueError, match="two pairs"):
+        ring.merged(
+            residues("random", 2, 64), residues("random", 2, 64), ring.merge_step(2, residues("random", 2, 2, 64))
+        )
     for wrong in (residues("random", 2, 32), residues("random", 2, 64)[:, :2]):
         with pytest.raises(ValueError, match="not polynomials"):
             ring.values(wrong)
