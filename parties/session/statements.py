@@ -49,8 +49,8 @@ class SessionNotes:
 
     program: Any
     session: str
-    topology: str = "dealer"
     spending: Spending = field(default_factory=Spending)
+    topology: str = "dealer"
     queries: int = 0
     audits: int = 0
     rounds: Meter = field(default_factory=Meter)

@@ -114,7 +114,7 @@ class ClientParty(QueryingParty):
         self.server, self.seed_dealer = server, seed_dealer
         self.session, self.store, self.use_store = session, store, use_store
         topology = "dealer" if seed_dealer else "pair"
-        self.waiting, self.notes = waiting, SessionNotes(program, session, topology)
+        self.waiting, self.notes = waiting, SessionNotes(program, session, topology=topology)
         self.seed = new_seed()
         self._pair = None if seed_dealer else PairCorrections(server, False, self.notes)
         self.weights = ReceivedWeights(server, program, cache, commitment, masked=self._pair is None)
@@ -188,11 +188,13 @@ class ClientParty(QueryingParty):
             timings.offline_bytes = agreed.made_bytes
         others = {
             "server_offline_s": amount(ready, "offline_s"),
+            "dealer_s": amount(ready, "dealer_s"),
             "server_online_s": amount(finished, "online_s"),
             "server_peak_rss_mb": amount(finished, "peak_rss_mb"),
+            "dealer_peak_rss_mb": amount(ready, "dealer_peak_rss_mb"),
         }
-        if self._pair is None:
-            others |= {name: amount(ready, name) for name in ("dealer_s", "dealer_peak_rss_mb")}
+        if self._pair is not None:
+            others = {name: value for name, value in others.items() if not name.startswith("dealer")}
         return Answer({n: v for n, v in outputs.items() if v is not None}, timings, others)
 
     def _enter(self, agreed: Agreed, sources: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

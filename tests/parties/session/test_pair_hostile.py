@@ -218,7 +218,7 @@ class HostileClient:
     def live(self) -> None:
         self.channel.send_message({"live": True})
         assert self.channel.recv_message() == {"live": True}
-        notes = SessionNotes(self.site.case.program, self.session, "pair")
+        notes = SessionNotes(self.site.case.program, self.session, topology="pair")
         PairCorrections(self.channel, False, notes).set_up()
 
     def say(self, *messages: dict[str, Any]) -> None:

@@ -87,11 +87,11 @@ def test_a_number_that_is_asked_again_for_more_rows_counts_these(compiled, monke
     with ThreadParties(compiled, timeout=PATIENCE) as session:
         party, honest = session.client, session.client.agree
 
-        def twice(more, runs):
+        def twice(more, runs, progress):
             nothing = runs.model_copy(update={"revealed": (0, 0)}).message()
             party.server.send_message({**nothing, "query": party.number, "store": {"session": "0" * 32, "number": 0}})
             assert party._expect("missing")["missing"] == 0
-            return honest(more, runs)
+            return honest(more, runs, progress)
 
         monkeypatch.setattr(party, "agree", twice)
         rows_of(session).read(some(8).tolist())

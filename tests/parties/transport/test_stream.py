@@ -218,11 +218,12 @@ def test_it_blocks_while_others_want_the_core(pair, monkeypatch):
 
 
 def test_a_frame_that_comes_byte_by_byte_is_spun_for_once(pair, monkeypatch):
-    spins = list[bool]()
+    spins, waits = list[bool](), threading.Event()
     wait = Readiness.wait
 
     def counted(self: Readiness, reading: bool, writing: bool, deadline: float, spin: bool) -> bool:
         spins.append(spin)
+        waits.set()
         return wait(self, reading, writing, deadline, spin)
 
     monkeypatch.setattr(Readiness, "wait", counted)
@@ -230,6 +231,7 @@ def test_a_frame_that_comes_byte_by_byte_is_spun_for_once(pair, monkeypatch):
     frame = pack_header(TENSOR, 8) + bytes(8)
 
     def trickle() -> None:
+        waits.wait(5)  # before it, nothing has come
         for byte in frame:
             time.sleep(0.002)
             pair[1].send(bytes([byte]))
