@@ -1,11 +1,13 @@
-"""SPU as a peer: one BERT encoder by PUMA's formulas (arXiv:2307.12533), all parties as threads of one process.
+"""SPU as a peer: one BERT encoder by PUMA's formulas (arXiv:2307.12533), or one product of integers. All parties are
+threads of one process.
 
-    SPU_PYTHON bench/spu_plain.py FOLDER PROTOCOL     PROTOCOL: SEMI2K (2 parties) or ABY3 (3)
+    SPU_PYTHON bench/spu_plain.py FOLDER PROTOCOL     PROTOCOL: SEMI2K, CHEETAH (2 parties) or ABY3 (3)
 
 Run by bench.peers with a Python that has `spu` 0.9.5 and `jax`; it imports nothing of this repository. FOLDER holds
 weights.npz (Hugging Face names, linear weights transposed), inputs.npz (embedded [B, L, H], mask [B, L]) and
-config.json; output.npz and spu.json are written there, and SPU logs each party's traffic. Weights and inputs are
-secret-shared before the clock starts.
+config.json; of a product, its factors `b` and `a`. `weights_owner`: the party that knows the weights, or -1 where
+they are shared. output.npz and spu.json are written there, and SPU logs each party's traffic: of the warm-up, in which
+parties exchange keys, and of the program. Weights and inputs are secret-shared before the clock starts.
 
 SEMI2K's triples are made by its trusted first party, party 0. There is no network: parties share memory.
 """
@@ -18,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-PARTIES = {"SEMI2K": 2, "ABY3": 3}
+PARTIES = {"SEMI2K": 2, "ABY3": 3, "CHEETAH": 2}
 MASKED = -14.0  # PUMA's exponential is cut to zero below it
 GELU_LOW = (-0.5054031199708174, -0.42226581151983866, -0.11807612951181953, -0.011034134030615728)
 GELU_MIDDLE = (0.008526321541038084, 0.5, 0.3603292692789629, 0.0, -0.037688200365904236, 0.0, 0.0018067462606141187)
@@ -76,58 +78,71 @@ def encoder(x: Any, mask: Any, weights: dict[str, Any], config: dict[str, Any]) 
 
 
 def main(folder: Path, protocol: str) -> None:
+    import jax
     import numpy as np
     import spu
     from spu import libspu
     from spu.utils import frontend
 
     config = json.loads((folder / "config.json").read_text())
-    weights, inputs = dict(np.load(folder / "weights.npz")), np.load(folder / "inputs.npz")
-    mask = ((1 - inputs["mask"]) * 2 * MASKED)[:, None, None, :].astype(np.float32)
-    values, size = (inputs["embedded"], mask, weights), PARTIES[protocol]
-    flat = [inputs["embedded"], mask, *(weights[name] for name in sorted(weights))]
-    names = [f"in{i}" for i in range(len(flat))]
+    inputs, weights = (dict(np.load(folder / f"{name}.npz")) for name in ("inputs", "weights"))
+    if "mask" in inputs:
+        inputs["mask"] = ((1 - inputs["mask"]) * 2 * MASKED)[:, None, None, :].astype(np.float32)
+    size, secret = PARTIES[protocol], libspu.Visibility.VIS_SECRET
     options = libspu.CompilerOptions()
     options.enable_optimize_denominator_with_broadcast = True
-    secret = [libspu.Visibility.VIS_SECRET] * len(flat)
-    executable, _ = frontend.compile(
-        frontend.Kind.JAX,
-        lambda x, mask, weights: encoder(x, mask, weights, config),
-        values,
-        {},
-        names,
-        secret,
-        lambda out: [f"out{i}" for i in range(len(out))],
-        copts=options,
-    )
     runtime = libspu.RuntimeConfig(protocol=getattr(libspu.ProtocolKind, protocol), field=libspu.FieldType.FM64)
     runtime.enable_pphlo_profile = True  # each party logs what it sent
+    runtime.experimental_enable_colocated_optimization = config["weights_owner"] >= 0
     io = spu.Io(size, runtime)
-    shares = [io.make_shares(np.asarray(x, np.float32), secret[0]) for x in flat]
+    shares: dict[str, Any] = {}
+
+    def compiled(program: Any, name: str, *values: dict[str, Any]) -> Any:
+        """The program of these values, the last of which are weights. The values are shared."""
+        owners = [-1] * (len(values) - 1) + [config["weights_owner"]]
+        flat = [(x, owner) for tree, owner in zip(values, owners, strict=True) for x in jax.tree_util.tree_leaves(tree)]
+        names = [f"{name}_in{i}" for i in range(len(flat))]
+        for one, (x, owner) in zip(names, flat, strict=True):
+            shares[one] = io.make_shares(x, secret, owner)
+        kinds, outputs = [secret] * len(flat), lambda out: [f"{name}_out" for _ in out]
+        return frontend.compile(frontend.Kind.JAX, program, values, {}, names, kinds, outputs, copts=options)[0]
+
+    def program(inputs: dict[str, Any], weights: dict[str, Any]) -> Any:
+        if "a" in inputs:
+            return inputs["a"] @ weights["b"]
+        return encoder(inputs["embedded"], inputs["mask"], weights, config)
+
+    small = {"x": np.eye(8, dtype=np.float32)}
+    warm_up = compiled(lambda x, y: jax.numpy.maximum(x["x"] @ y["x"], x["x"] * x["x"]), "warm_up", small, small)
+    executable = compiled(program, "program", inputs, weights)
     link = libspu.link.Desc()
     for rank in range(size):
         link.add_party(f"party{rank}", f"thread{rank}")
-    ready = threading.Barrier(size)
-    results: dict[int, dict[str, Any]] = {}
+    ready = threading.Barrier(size + 1)
+    setups, spent, outputs = [0.0] * size, [0.0] * size, [None] * size
 
     def party(rank: int) -> None:
-        context = libspu.link.create_mem(link, rank)
-        run = spu.Runtime(context, runtime)
-        for name, share in zip(names, shares, strict=True):
+        started = time.perf_counter()
+        run = spu.Runtime(libspu.link.create_mem(link, rank), runtime)
+        for name, share in shares.items():
             run.set_var(name, share[rank])
+        run.run(warm_up)
+        setups[rank] = time.perf_counter() - started
         ready.wait()
         started = time.perf_counter()
         run.run(executable)
-        results[rank] = {"seconds": time.perf_counter() - started, "output": run.get_var("out0")}
+        spent[rank], outputs[rank] = time.perf_counter() - started, run.get_var("program_out")
 
-    threads = [threading.Thread(target=party, args=(rank,)) for rank in range(size)]
+    threads = [threading.Thread(target=party, args=(rank,), daemon=True) for rank in range(size)]
     for thread in threads:
         thread.start()
+    ready.wait()
+    cpu = time.process_time()
     for thread in threads:
         thread.join()
-    output = io.reconstruct([results[rank]["output"] for rank in range(size)])
-    np.savez(folder / "output.npz", output=np.asarray(output, np.float32))
-    figures = {"seconds": max(f["seconds"] for f in results.values()), "version": spu.__version__}
+    cpu = time.process_time() - cpu
+    np.savez(folder / "output.npz", output=np.asarray(io.reconstruct(outputs)))
+    figures = {"seconds": max(spent), "cpu_s": cpu, "setup_s": max(setups), "version": spu.__version__}
     (folder / "spu.json").write_text(json.dumps(figures))
 
 

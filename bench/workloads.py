@@ -44,8 +44,8 @@ class Workload:
         return self.queries[0]["input_ids"].shape[1]
 
 
-def build(name: str, length: int, *, queries: int = 3, batch: int = 1) -> Workload:
-    """The workload with one warm-up query and `queries` others.
+def build(name: str, length: int, *, queries: int = 3, batch: int = 1, layers: int | None = None) -> Workload:
+    """The workload with one warm-up query and `queries` others. layers: the model's first ones (default: all).
 
     Errors: WorkloadError, one line with the remedy.
     """
@@ -55,7 +55,13 @@ def build(name: str, length: int, *, queries: int = 3, batch: int = 1) -> Worklo
         raise WorkloadError(f"length {length}: these models take 4 to 512 tokens")
     if batch < 1 or queries < 1:
         raise WorkloadError(f"batch {batch}, queries {queries}: both must be at least 1")
-    return WORKLOADS[name](name, length, queries + 1, batch)
+    work = WORKLOADS[name](name, length, queries + 1, batch)
+    if layers is not None:
+        model: Any = work.model
+        if not 1 <= layers <= model.config.num_hidden_layers:
+            raise WorkloadError(f"layers {layers}: {name} has {model.config.num_hidden_layers}")
+        model.encoder.layer, model.config.num_hidden_layers = model.encoder.layer[:layers], layers
+    return work
 
 
 def calibration_batches(length: int, batch: int) -> int:
