@@ -106,16 +106,14 @@ def product_cost(count: int, terms: int = 2, bits: int = 128) -> tuple[int, int]
 
 
 class ProductAlice:
-    """The party with the key. One object for one exchange."""
+    """The party with the key. One request serves any number of replies."""
 
     def __init__(self, key: LatticeKey, bits: int = 128) -> None:
         self.key, self.slots = key, slots(bits)
-        self._count: int | None = None
 
     def request(self, numbers: Tensor) -> bytes:
         """Her numbers, int64 [terms, count], encrypted: the first number of product_cost."""
-        terms, ring = _terms(numbers), lattice()
-        self._count, parts = numbers.shape[1], []
+        terms, ring, parts = _terms(numbers), lattice(), []
         for block in zip(*terms, strict=True):
             for one in self.slots:
                 for values in block:
@@ -123,11 +121,8 @@ class ProductAlice:
                     parts.append(self.key.encrypted(scaled(message, one.prime, ring.primes)))
         return b"".join(parts)
 
-    def share(self, data: Buffer) -> Tensor:
-        """Her share of the sums, int64 [count]. Errors: HomomorphicError."""
-        if self._count is None:
-            raise HomomorphicError("a reply without a request, or a second one; make a request for each")
-        count, self._count = self._count, None
+    def share(self, data: Buffer, count: int) -> Tensor:
+        """Her share of so many sums, int64. Errors: HomomorphicError."""
         sizes = [reply_bytes(one.prime, DEGREE) for one in self.slots]
         expected = -(-count // DEGREE) * sum(sizes)
         if len(data) != expected:

@@ -6,7 +6,8 @@ key, and the client sends a reply, products less the share that it chooses.
     linear     a weight travels once a session, by its name, and is kept; then rows of products are replies alone
     matrix     the server's matrices are the request; a piece has as many of a batch as PIECE_BYTES hold
     product    elementwise products of all jobs, those of most bits first, a polynomial's slots a piece, which has as
-               many bits as its first job; above its bytes the client's share of a job is random
+               many bits as its first job; above its bytes the client's share of a job is random. Those with weights
+               are cut by themselves, and their requests are kept like a weight
 
 Both parties work at once: while the client replies to a piece the server encrypts the next one.
 
@@ -27,7 +28,6 @@ from ..channel import Buffer, Frames
 from ..errors import CorrelationError
 from ..homomorphic.lattice import DEGREE, MOST_MERGES, LatticeKey, LatticePublic, random_words
 from ..homomorphic.linear import LinearClient, LinearServer, linear_cost
-from ..homomorphic.linear import Shape as MatrixShape
 from ..homomorphic.products import ProductAlice, ProductBob, product_cost
 from ..ring import sign_extend
 from .matrix_batches import Batches
@@ -38,54 +38,77 @@ PIECE_BYTES = 1 << 21  # of a request for more than one matrix
 
 
 class WeightKey(NamedTuple):
-    """Of a weight's set-up: a name is one value in a session's programs."""
+    """Of a set-up: a name is one value in a session's programs.
 
-    name: str
-    shape: MatrixShape
-    width: int
+    names   of a weight; or of those in some products, and the shapes of these
+    shape   of the weight; or where the products begin in the first, and how many there are
+    size    bytes of results; or bits of products
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    size: int
 
 
-KeptWeights = dict[WeightKey, LinearClient | None]  # the client's; None at the server
+Prepared = LinearClient | bytes  # of matrices; of products their request
+KeptWeights = dict[WeightKey, Prepared | None]  # the client's; None at the server
 
 
 @dataclass
 class Piece:
-    """A request of the server and a reply of the client, of known sizes; of 0 bytes nothing is sent. `kind`: what they
-    are counted as."""
+    """Products: a request of the server and a reply of the client, of known sizes; of 0 bytes nothing is sent.
 
-    kind: str = field(init=False, default="")
-    request_bytes: int = field(init=False, default=0)
+    weight  of a set-up in `kept`, which is in the request's place
+    kind    what the bytes are counted as
+    """
+
+    weight: WeightKey | None
+    kept: KeptWeights
+    kind: str = field(init=False)
+    setup_bytes: int = field(init=False)
     reply_bytes: int = field(init=False, default=0)
 
+    @property
+    def request_bytes(self) -> int:
+        return 0 if self.weight else self.setup_bytes
+
     def request(self, key: LatticeKey) -> bytes:
-        """At the server."""
-        return b""
+        return b"" if self.weight else self.setup(key)
+
+    def known(self, public: LatticePublic, request: Buffer) -> Prepared | None:
+        return self.kept[self.weight] if self.weight else self.prepared(public, request)
+
+    def setup(self, key: LatticeKey) -> bytes:
+        """At the server: its numbers, encrypted."""
+        raise NotImplementedError
+
+    def prepared(self, public: LatticePublic, setup: Buffer) -> Prepared:
+        """At the client."""
+        raise NotImplementedError
 
     def reply(self, public: LatticePublic, request: Buffer) -> bytes:
         """At the client."""
-        return b""
+        raise NotImplementedError
 
     def take(self, key: LatticeKey, reply: Buffer) -> None:
         """At the server."""
 
 
 @dataclass
-class WeightPiece(Piece):
-    """A weight's set-up, which the client keeps in `kept`."""
+class SetUpPiece(Piece):
+    """The request of pieces with one weight, which the client keeps."""
 
-    key: WeightKey
-    weights: Tensor  # at the server
-    kept: KeptWeights
+    of: Piece
 
     def __post_init__(self) -> None:
-        self.kind, (batch, inner, columns) = "weights", self.key.shape
-        self.request_bytes = linear_cost(batch, 1, inner, columns, self.key.width)[0]
+        self.kind, self.setup_bytes = "weights", self.of.setup_bytes
 
-    def request(self, key: LatticeKey) -> bytes:
-        return LinearServer(key, self.key.shape, self.key.width).setup(self.weights)
+    def setup(self, key: LatticeKey) -> bytes:
+        return self.of.setup(key)
 
     def reply(self, public: LatticePublic, request: Buffer) -> bytes:
-        self.kept[self.key] = LinearClient(public, request, self.key.shape, self.key.width)
+        assert self.of.weight is not None
+        self.kept[self.of.weight] = self.of.prepared(public, request)
         return b""
 
 
@@ -94,29 +117,30 @@ class MatrixPiece(Piece):
     """Some rows times a matrix, or the matrices of a batch.
 
     left, share   [batch, rows, inner] and [batch, rows, columns]; at the server `share` is written
-    right         [batch, inner, columns], at the server; `kept`: at the client, if it is a weight
+    right         [batch, inner, columns], at the server
     """
 
     job: Crossed
     left: Tensor
     right: Tensor
     share: Tensor
-    weight: WeightKey | None
-    kept: KeptWeights
 
     def __post_init__(self) -> None:
         (batch, rows, inner), columns = self.left.shape, self.right.shape[2]
         self.kind = self.job.kind
         self.of = (batch, inner, columns), self.job.width, None if self.weight else rows
-        setup, self.reply_bytes = linear_cost(batch, rows, inner, columns, self.job.width, self.weight is None)
-        self.request_bytes = 0 if self.weight else setup
+        once = self.weight is None
+        self.setup_bytes, self.reply_bytes = linear_cost(batch, rows, inner, columns, self.job.width, once)
 
-    def request(self, key: LatticeKey) -> bytes:
-        return b"" if self.weight else LinearServer(key, *self.of).setup(self.right)
+    def setup(self, key: LatticeKey) -> bytes:
+        return LinearServer(key, *self.of).setup(self.right)
+
+    def prepared(self, public: LatticePublic, setup: Buffer) -> LinearClient:
+        return LinearClient(public, setup, *self.of)
 
     def reply(self, public: LatticePublic, request: Buffer) -> bytes:
-        client = self.kept[self.weight] if self.weight else LinearClient(public, request, *self.of)
-        assert client is not None
+        client = self.known(public, request)
+        assert isinstance(client, LinearClient)
         return client.reply(self.left, self.share)
 
     def take(self, key: LatticeKey, reply: Buffer) -> None:
@@ -130,22 +154,24 @@ class ProductPiece(Piece):
     numbers: Tensor
     shares: Tensor
     bits: int
-    alice: ProductAlice | None = None
 
     def __post_init__(self) -> None:
         self.kind, (terms, count) = "product", self.numbers.shape
-        self.request_bytes, self.reply_bytes = product_cost(count, terms, self.bits)
+        self.setup_bytes, self.reply_bytes = product_cost(count, terms, self.bits)
 
-    def request(self, key: LatticeKey) -> bytes:
-        self.alice = ProductAlice(key, self.bits)
-        return self.alice.request(self.numbers)
+    def setup(self, key: LatticeKey) -> bytes:
+        return ProductAlice(key, self.bits).request(self.numbers)
+
+    def prepared(self, public: LatticePublic, setup: Buffer) -> bytes:
+        return bytes(setup)
 
     def reply(self, public: LatticePublic, request: Buffer) -> bytes:
-        return ProductBob(public, self.bits).reply(request, self.numbers, self.shares)
+        known = self.known(public, request)
+        assert isinstance(known, bytes)
+        return ProductBob(public, self.bits).reply(known, self.numbers, self.shares)
 
     def take(self, key: LatticeKey, reply: Buffer) -> None:
-        assert self.alice is not None
-        self.shares.copy_(self.alice.share(reply))
+        self.shares.copy_(ProductAlice(key, self.bits).share(reply, len(self.shares)))
 
 
 class CutProducts:
@@ -176,7 +202,10 @@ class CutProducts:
         for number, job in enumerate(self._jobs):
             if job.kind != "product":
                 yield from self._matrices(number, job)
-        yield from self._products()
+        products = [number for number, job in enumerate(self._jobs) if job.kind == "product"]
+        products.sort(key=lambda number: (-_bits(self._jobs[number]), -len(self._jobs[number].mine)))
+        for known in (True, False):
+            yield from self._products([number for number in products if bool(self._jobs[number].name) is known])
 
     def _matrices(self, number: int, job: Crossed) -> Iterator[Piece]:
         batches = self._batches(job)
@@ -189,10 +218,7 @@ class CutProducts:
             left = batches.lefts(job.mine)
         share, weight = batches.split(self._shares[number]), None
         if job.kind == "linear":
-            weight = WeightKey(job.name, (batch, inner, columns), job.width)
-            if weight not in self._kept:
-                yield WeightPiece(weight, right, self._kept)
-                self._kept.setdefault(weight, None)
+            weight = WeightKey((job.name,), (batch, inner, columns), job.width)
         request = 0 if weight else linear_cost(batch, rows, inner, columns, once=True)[0]
         step = -(-batch // max(1, -(-request // PIECE_BYTES)))
         for at in range(0, batch, step):
@@ -200,16 +226,15 @@ class CutProducts:
             rows_a_piece = PIECE_ROWS if batch == 1 and weight else rows
             for start in range(0, rows, rows_a_piece):
                 lines = slice(start, start + rows_a_piece)
-                yield MatrixPiece(job, left[some, lines], right[some], share[some, lines], weight, self._kept)
+                of = left[some, lines], right[some], share[some, lines]
+                yield from self._with_setup(MatrixPiece(weight, self._kept, job, *of))
 
         def join() -> None:
             self._shares[number] = batches.joined(share)
 
         self._joined.append(join)
 
-    def _products(self) -> Iterator[Piece]:
-        order = [number for number, job in enumerate(self._jobs) if job.kind == "product"]
-        order.sort(key=lambda number: (-_bits(self._jobs[number]), -len(self._jobs[number].mine)))
+    def _products(self, order: list[int]) -> Iterator[Piece]:
         if not order:
             return
         jobs = [self._jobs[number] for number in order]
@@ -220,14 +245,24 @@ class CutProducts:
         for start in range(0, len(shares), DEGREE):
             some = slice(start, start + DEGREE)
             within = int((ends <= start).sum()), int((ends < min(start + DEGREE, len(shares))).sum()) + 1
-            terms = max(len(job.mine) for job in jobs[slice(*within)])
-            yield ProductPiece(numbers[:terms, some], shares[some], _bits(jobs[within[0]]))
+            of, bits, weight = jobs[slice(*within)], _bits(jobs[within[0]]), None
+            mine = numbers[: max(len(job.mine) for job in of), some]
+            if of[0].name:
+                names = tuple(f"{job.name} {list(job.mine.shape)}" for job in of)
+                weight = WeightKey(names, (start - sum(sizes[: within[0]]), mine.shape[1]), bits)
+            yield from self._with_setup(ProductPiece(weight, self._kept, mine, shares[some], bits))
 
         def join() -> None:
             for number, share in zip(order, shares.split(sizes), strict=True):
                 self._shares[number] = share.view(self._shares[number].shape)
 
         self._joined.append(join)
+
+    def _with_setup(self, piece: Piece) -> Iterator[Piece]:
+        if piece.weight and piece.weight not in self._kept:
+            yield SetUpPiece(None, self._kept, piece)
+            self._kept.setdefault(piece.weight, None)
+        yield piece
 
     def _masks(self, number: int) -> Tensor:
         """The share of an elementwise product, with random bytes above those that the job has chosen."""

@@ -72,7 +72,8 @@ def _private_product(pair: Pair, recipe: PrivateProduct, job: Derivation) -> Ste
         return share if pair.leader else None
     clients = recipe.clients.expand(job.shape)[None]
     known = torch.zeros((), dtype=torch.int64) if servers is None else servers
-    share = yield from pair.crossed("product", clients, known.expand(job.shape)[None], job.width, job.share)
+    known = known.expand(job.shape)[None]
+    share = yield from pair.crossed("product", clients, known, job.width, job.share, recipe.weight)
     return share if pair.leader else None
 
 

@@ -93,6 +93,7 @@ def test_products_of_all_kinds_shapes_and_widths_of_a_round():
         crossed("product", uniform(2, 3, 5), uniform(2, 3, 5), 3),
         crossed("product", uniform(1, many), uniform(1, many), 8),
         crossed("product", uniform(1, 7), uniform(1, 7), 1, chosen=uniform(7)),
+        crossed("product", uniform(1, 9), uniform(1, 9), 6, name="v", chosen=uniform(9)),
         crossed("matrix", uniform(2, 3, 5, 4), uniform(2, 3, 4, 6), 6),
         crossed("matrix", uniform(20, 3, 64), uniform(20, 64, 2), 5),  # several pieces
         crossed("matrix", uniform(2, 3, 5, 4), uniform(1, 3, 4, 6), 8),
@@ -111,6 +112,26 @@ def test_products_of_all_kinds_shapes_and_widths_of_a_round():
         shift = 64 - 8 * job[0].width
         assert torch.equal(sum(two) << shift, product(job) << shift), job[0].kind
         assert job[1].chosen is None or torch.equal(two[1] << shift, job[1].chosen << shift)
+
+
+def test_weights_travel_once_a_session():
+    weights, matrix = uniform(1, 9), uniform(4, 3)
+    rounds = [
+        [crossed("product", uniform(1, 9), weights, 6, name="v"), crossed("linear", uniform(2, 4), matrix, 8, name="w")]
+        for _ in range(2)
+    ]
+    key = LatticeKey()
+
+    def party(end: Channel, place: int) -> list[tuple[list[torch.Tensor], int]]:
+        products = EncryptedProducts(end, key if place == 0 else LatticePublic(key.public()))
+        return [(products.cross([job[place] for job in jobs]), end.meter.sent) for jobs in rounds]
+
+    server, client = both(lambda end: party(end, 0), lambda end: party(end, 1))
+    for jobs, (mine, _), (theirs, _) in zip(rounds, server, client, strict=True):
+        for job, *two in zip(jobs, mine, theirs, strict=True):
+            shift = 64 - 8 * job[0].width
+            assert torch.equal(sum(two) << shift, product(job) << shift), job[0].kind
+    assert [sent for _, sent in server] == [server[0][1]] * 2
 
 
 def test_a_narrow_product_shows_no_more_in_a_wide_one():
