@@ -6,7 +6,6 @@ import importlib
 import io
 import json
 from contextlib import redirect_stdout
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
