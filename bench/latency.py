@@ -302,6 +302,8 @@ def ask(
         "peak_data_mb": max(memory.values()) - libraries,
         "setup_s": run.setup_s,
         "setup_bytes": run.setup_bytes,
+        "first_offline_s": timings[0].offline_s,  # without a dealer weights are encrypted then
+        "first_offline_bytes": timings[0].offline_bytes,
         "wire_overhead_bytes": run.wire_overhead_bytes,
         **quotients(offline["offline_s"], online["online_s"], plaintext),
         "tls": True,

@@ -40,7 +40,8 @@ PLAIN = "crypten, plain"
 CHEETAH = "CHEETAH"
 SHARED = -1  # as an owner, to SPU
 WEIGHT, BOTH = "shared x a party's own", "shared x shared"
-MEASURED = ("offline_s", "offline_bytes", "rounds", "cpu_s", "setup_s", "setup_bytes")
+FIRST = ("first_offline_s", "first_offline_bytes")
+MEASURED = ("offline_s", "offline_bytes", *FIRST, "rounds", "cpu_s", "setup_s", "setup_bytes")
 SPU_SKIPPED = (
     "spu was left out: `python3.11 -m venv FOLDER`, `FOLDER/bin/pip install spu==0.9.5 'jax[cpu]'`, then "
     "--spu-python FOLDER/bin/python"
