@@ -49,7 +49,7 @@ def mine(tmp_path) -> PreprocessingStore:
 
 
 SOON = [("server", 40, True), ("client", 40, False)]
-LATER = [(victim, at, ahead) for victim in ("server", "client") for at in (0, 2, 3, 90, 110) for ahead in (True, False)]
+LATER = [(victim, at, ahead) for victim in ("server", "client") for at in (0, 2, 3, 60, 90) for ahead in (True, False)]
 
 
 @pytest.mark.parametrize(
