@@ -9,6 +9,8 @@ else crosses the connection meanwhile. After an error the session ends, and the 
 
 Stored correlations are of no use in the other mode: with a dealer both have a share of W. So the ledgers name other
 weights here (`stored_weights`).
+
+What only this mode needs is an extra, and is imported when a session has no dealer.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import cast
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -27,20 +30,24 @@ from ...protocols.beaver.source import Corrections
 from ...protocols.channel import Buffer, Channel
 from ...protocols.devices import CPU
 from ...protocols.errors import BlindformerError, PeerProtocolError
-from ...protocols.homomorphic.lattice import HomomorphicError, lattice
-from ...protocols.pair.declared import BothWays, SessionCosts
-from ...protocols.pair.engines import set_up
-from ...protocols.pair.source import PairWire
-from ...protocols.pair.steps import Pair
 from .messages import SAME_VERSION
 from .preprocessed import masks
 from .statements import SessionNotes
+
+if TYPE_CHECKING:
+    from ...protocols.pair.declared import BothWays, SessionCosts
+    from ...protocols.pair.source import PairWire
+    from ...protocols.pair.steps import Pair
 
 _COUNTED = ("sent", "received", "messages_sent", "messages_received")
 
 
 def check_pair(program: Program, device: torch.device = CPU) -> None:
     """Errors: BlindformerError for what two parties alone cannot make correlations of, or not here."""
+    from ...protocols.homomorphic.lattice import lattice
+
+    if find_spec("nacl") is None:
+        raise BlindformerError("pynacl is missing; run: pip install 'blindformer[nodealer]'")
     lattice()
     if device != CPU:
         raise BlindformerError(f"device {device}: correlations without a dealer are made on processors; leave it out")
@@ -64,9 +71,14 @@ class PairCorrections:
     def __init__(self, channel: Channel, leader: bool, notes: SessionNotes) -> None:
         self.channel, self.leader, self.notes = channel, leader, notes
         self._ready: tuple[Pair, PairWire] | None = None
-        self._costs, self._watched = SessionCosts(), _WatchedChannel(channel)
+        self._costs: SessionCosts | None = None
+        self._watched = _WatchedChannel(channel)
 
     def set_up(self) -> None:
+        from ...protocols.pair.declared import SessionCosts
+        from ...protocols.pair.engines import set_up
+
+        self._costs = SessionCosts()
         with self._working():
             self._ready = set_up(cast(Channel, self._watched), self.leader, bytes.fromhex(self.notes.session))
 
@@ -80,7 +92,7 @@ class PairCorrections:
     ) -> None:
         """A query's corrections, of masks of this key; `weights`, `corrections`: the server's. `progress`: gets the
         bytes that have crossed, and all that will."""
-        if self._ready is None:
+        if self._ready is None or self._costs is None:
             raise PeerProtocolError(self.channel.peer, "asked for correlations before it was set up", SAME_VERSION)
         pair, wire = self._ready
         if progress is not None:
@@ -101,6 +113,8 @@ class PairCorrections:
     @contextmanager
     def _working(self) -> Iterator[None]:
         """What does not decrypt, or has another size, came from the peer."""
+        from ...protocols.homomorphic.lattice import HomomorphicError
+
         before = self.channel.meter.snapshot()
         try:
             yield
