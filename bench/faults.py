@@ -337,7 +337,7 @@ def show(report: Report) -> list[Table | str]:
 def main(arguments: list[str] | None = None) -> int:
     options = parser("faults", "Kill each party, again and again.")
     options.add_argument("--life", choices=list(LIVES), default="queries", help="that is broken off (default queries)")
-    options.add_argument("--dealer", choices=("local", NO_DEALER), default="local", help="none: they do without one")
+    options.add_argument("--dealer", choices=[NO_DEALER], help="none: the two parties do without (default: with one)")
     options.add_argument("--instants", type=int, default=50, help="kills of each victim (default 50)")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--timeout", type=float, default=10, help="seconds that a party may be silent (default 10)")

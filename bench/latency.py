@@ -37,6 +37,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from .harness import (
+    BenchError,
     Report,
     Say,
     add_network,
@@ -99,6 +100,8 @@ def built(
 
 def measure(chosen: argparse.Namespace, say: Say) -> Report:
     """Compile the workload, estimate a query if there is a network, and run all queries."""
+    if chosen.dealer and (chosen.weights != PRIVATE or chosen.audits):
+        raise BenchError(f"--dealer {chosen.dealer}: is of private weights, without audits; leave one of them out")
     if chosen.weights == BOTH:
         return compare(chosen, say)
     if chosen.audits:

@@ -357,15 +357,15 @@ def _passed_on(price: Any) -> str:
     return f", {size / MB:.1f} MB of it on to the client" if size else ""
 
 
-def _show_pair(show: Callable[[], None], made: Any) -> None:
+def _show_pair(show: Callable[[], None], pair: Any) -> None:
     show()
-    rows = [(kind, mb(one.to_client), mb(one.to_server)) for kind, one in sorted(made.query.items())]
-    query, setup = ((one.to_client + one.to_server) / MB for one in (made.total, made.setup))
+    rows = [(kind, mb(one.to_client), mb(one.to_server)) for kind, one in sorted(pair.query.traffic.items())]
+    query, setup = ((one.to_client + one.to_server) / MB for one in (pair.query.total, pair.setup))
     out = console()
     out.print("\nwithout a dealer, in the place of offline and set-up above, server and client send each other")
     out.print(table("", "MB to client", "MB to server", right=(1, 2), rows=rows))
     out.print(
-        f"offline  {query:.1f} MB in {made.rounds} rounds, {made.network_s:.2f} s of network; without computing\n"
+        f"offline  {query:.1f} MB in {pair.query.rounds} rounds, {pair.network_s:.2f} s of network; without computing\n"
         f"set-up   {setup:.1f} MB a session: the encrypted weights, keys and base transfers"
     )
 

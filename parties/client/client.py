@@ -54,7 +54,7 @@ class Client(BaseClient):
             print(client("nobody reads this"))
 
     server         "host:port"; or "local": a dealer and a server run on this machine
-    dealer         "host:port"; or "none": this client and the server do without one, at 100 times the work ahead
+    dealer         "host:port"; or "none": this client and the server do without one, at far more work ahead
     helper         "host:port" of the second server, with topology "helper"
     folder         the compiled DIR/client; "local" needs DIR
     adapter        name of an adapter in the folder (default: the base)

@@ -10,27 +10,19 @@ from ...models.program.program import Program
 from ...protocols.pair.declared import BothWays, PairCost, SessionCosts, setup_traffic
 from ..session.pair_corrections import check_pair
 
-BYTE = 8  # bits
-
 
 @dataclass(frozen=True)
 class PairEstimate:
     """Payload in bytes.
 
     setup      of a session, once: base transfers, the lattice key and the encrypted weights
-    query      of each query after the first, by kind
-    rounds     of a query
+    query      of each query after the first: by kind, and rounds
     network_s  seconds of a query on the network: its round trips and bytes, without computing
     """
 
     setup: BothWays
-    query: dict[str, BothWays]
-    rounds: int
+    query: PairCost
     network_s: float
-
-    @property
-    def total(self) -> BothWays:
-        return PairCost(traffic=self.query).total
 
 
 def estimate_pair(program: Program, network: Network) -> PairEstimate:
@@ -41,5 +33,4 @@ def estimate_pair(program: Program, network: Network) -> PairEstimate:
         setup.add(weights.to_client, weights.to_server)
     query = costs.of(walk)
     both = query.total.to_client + query.total.to_server
-    seconds = query.rounds * network.rtt + both * BYTE / network.bandwidth
-    return PairEstimate(setup, query.traffic, query.rounds, seconds)
+    return PairEstimate(setup, query, query.rounds * network.rtt + 8 * both / network.bandwidth)

@@ -183,7 +183,7 @@ def who_learned_what(program: Program, timings: Timings | None = None, dealer: b
         }
     if not dealer:
         del seats["dealer"]
-        seats["server"] += "; has the key of what both encrypt to make correlations"
+        seats["server"] += "; has the key of what travels encrypted while correlations are made"
         seats["client"] = (
             "holds the text, its own shares, and weights that it cannot decrypt; it alone learns the answer"
         )

@@ -36,8 +36,8 @@ class PairDealing:
         states: KeptStates | None = None,
         pace: Pace | None = None,
     ) -> DealtRuns:
-        made = b"".join(self._made(number, key))
-        tapes = self._served.lead(key, cast(Channel, Replay(memoryview(made))), self._served.correlations())
+        content = memoryview(b"".join(self._made(number, key)))
+        tapes = self._served.lead(key, cast(Channel, Replay(content)), self._served.correlations())
         return DealtRuns(tapes, {}, None)
 
     def frames(self, number: int) -> Iterator[bytearray]:

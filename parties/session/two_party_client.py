@@ -60,8 +60,8 @@ class ClientTape(NamedTuple):
 @dataclass
 class Agreed:
     """A query whose correlations both sides have. `ready`: what the server says of its own; `ahead`: whether they are
-    preprocessed; `seconds`: how long the query has waited for them; `made_bytes`: sent and received to make them, where
-    this side has."""
+    preprocessed; `seconds`: how long the query has waited for them; `pair_bytes`: sent and received to make them, where
+    there is no dealer."""
 
     number: int
     runs: Runs
@@ -70,7 +70,7 @@ class Agreed:
     ready: dict[str, Any]
     ahead: bool
     seconds: float
-    made_bytes: int | None = None
+    pair_bytes: int | None = None
 
 
 class ClientParty(QueryingParty):
@@ -184,8 +184,8 @@ class ClientParty(QueryingParty):
         timings.offline_s, timings.ahead = agreed.seconds, agreed.ahead
         costs = price(program)
         timings.offline_bytes = costs.passed_on_bytes if agreed.ahead else costs.offline_bytes
-        if agreed.made_bytes is not None:
-            timings.offline_bytes = agreed.made_bytes
+        if agreed.pair_bytes is not None:
+            timings.offline_bytes = agreed.pair_bytes
         others = {
             "server_offline_s": amount(ready, "offline_s"),
             "dealer_s": amount(ready, "dealer_s"),
@@ -296,9 +296,9 @@ class ClientParty(QueryingParty):
                 raise
             self.server.send_message({"go": number})
             seconds, moved = time.perf_counter() - started, self.server.meter.since(before)
-            made = coming.ref is None and self._pair is not None
-            made_bytes = moved.sent + moved.received if made else None
-            return Agreed(number, runs, tape, key, reply, coming.ref is not None, seconds, made_bytes)
+            live = coming.ref is None
+            pair_bytes = moved.sent + moved.received if live and self._pair is not None else None
+            return Agreed(number, runs, tape, key, reply, not live, seconds, pair_bytes)
 
     def _passed_on(self, part_run: PartRun) -> bytearray:
         """What the server passes on of the correlations."""

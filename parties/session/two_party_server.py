@@ -116,11 +116,8 @@ class ServerParty:
         signer: Signer | None = None,
     ) -> None:
         topology = "pair" if dealer is None else "dealer"
-        self.signer, self.notes, self._sent_weights = (
-            signer,
-            SessionNotes(served.program, session, topology=topology),
-            0,
-        )
+        self.notes = SessionNotes(served.program, session, topology=topology)
+        self.signer, self._sent_weights = signer, 0
         self.served, self.client, self.dial_dealer = served, client, dealer
         self.device = served.device
         self.outside, self.count = outside, count

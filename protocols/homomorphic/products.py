@@ -70,9 +70,9 @@ class Slots:
 
 def slots(bits: int) -> tuple[Slots, ...]:
     """The primes whose product holds sums of so many bits and their mask."""
-    held = bits + FLOOD_BITS
-    count = -(-held // _MOST_PRIME_BITS)
-    out = _slots(count, -(-held // count))
+    masked = bits + FLOOD_BITS
+    count = -(-masked // _MOST_PRIME_BITS)
+    out = _slots(count, -(-masked // count))
     total = 1
     for one in out:
         total *= one.prime

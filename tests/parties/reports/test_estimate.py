@@ -162,9 +162,9 @@ def test_without_a_dealer_bytes_and_rounds_of_a_query_are_those_after_the_set_up
     pair = estimate(compiled, "lan", dealer="none", rehearsal=rehearsed).pair
     assert pair is not None
     assert estimate(compiled, "lan", rehearsal=rehearsed).pair is None
-    total = pair.total.to_client + pair.total.to_server
-    assert pair.network_s == pytest.approx(pair.rounds * 5e-4 + total * 8e-9)
-    assert "weights" not in pair.query
+    total = pair.query.total.to_client + pair.query.total.to_server
+    assert pair.network_s == pytest.approx(pair.query.rounds * 5e-4 + total * 8e-9)
+    assert "weights" not in pair.query.traffic
     assert pair.setup.to_client > setup_traffic().to_client
 
 

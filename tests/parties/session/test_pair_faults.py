@@ -102,5 +102,5 @@ def test_a_full_disk_keeps_what_is_there_and_the_session_goes_on(case, mine, tmp
         assert [site.ask(party, more=True).timings.ahead for _ in range(2)] == [True, True]
     site.end()
     assert used_once(site.store, mine) == [3, 3]
-    made = [f for f in site.received["client", "server"] if f.startswith(b'{"make"')]
-    assert made == [b'{"make":0}', b'{"make":1}', b'{"make":2}', b'{"make":3}']
+    numbers = [f for f in site.received["client", "server"] if f.startswith(b'{"make"')]
+    assert numbers == [b'{"make":0}', b'{"make":1}', b'{"make":2}', b'{"make":3}']

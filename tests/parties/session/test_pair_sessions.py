@@ -36,18 +36,18 @@ def mine(tmp_path) -> PreprocessingStore:
 
 def test_answers_are_right_and_cost_the_price(site, case):
     """Online as with a dealer; before it what is declared, and the first query also the weights."""
-    declared, costs, told = price(case.program), SessionCosts(), []
+    declared, costs, progress = price(case.program), SessionCosts(), []
     with site.client() as party:
         assert party.setup_bytes == setup_traffic().to_client + setup_traffic().to_server
         for _ in range(2):
-            answer = party.query(case.client, lambda *step: told.append(step))
+            answer = party.query(case.client, lambda *step: progress.append(step))
             timings = answer.timings
             assert (timings.rounds, timings.online.sent, timings.online.received) == (
                 declared.rounds, declared.up, declared.down
             )  # fmt: skip
-            made = costs.of(Correlations(case.program).pair_walk({})).total
-            steps = [(done, total) for phase, done, total in told if phase == "correlations"]
-            assert steps[-1] == (made.to_client + made.to_server,) * 2
+            traffic = costs.of(Correlations(case.program).pair_walk({})).total
+            steps = [(done, total) for phase, done, total in progress if phase == "correlations"]
+            assert steps[-1] == (traffic.to_client + traffic.to_server,) * 2
             assert 0 <= timings.offline_bytes - steps[-1][1] < 1000  # messages beside
         noted = party.notes.correlations
     site.end()
