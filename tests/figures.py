@@ -216,8 +216,13 @@ def wraps() -> str:
 
 def in_words() -> dict[str, Callable[[], str]]:
     """Figures in sentences, each by the name of its part."""
-    encrypted = "he-uci-0-1-layer.json"
+    encrypted, alone = "he-uci-0-1-layer.json", "no-dealer-minilm-32.json"
     return {
+        "no-dealer-query": lambda: f"{kept(alone)[0]['offline_bytes'] / MB:.0f} MB",
+        "no-dealer-first": lambda: f"{kept(alone)[0]['first_offline_bytes'] / MB:.0f} MB",
+        "no-dealer-cpu": lambda: f"{kept(alone)[0]['cpu_s']:.0f}",
+        "no-dealer-seconds": lambda: f"{kept(alone)[0]['offline_s']:.0f}",
+        "no-dealer-memory": lambda: f"{kept(alone)[0]['peak_rss_mb'] / 1e3:.1f} GB",
         "public-factor": lambda: f"{kept('open-models.jsonl')[0]['online_over_plaintext']:.1f}",
         "private-factor": lambda: f"{kept('latency-128.jsonl')[2]['online_over_plaintext']:.0f}",
         "encrypted-accuracy": lambda: f"{100 * kept(encrypted)[0]['accuracy']['clear']['value']:.0f} %",
