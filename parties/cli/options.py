@@ -18,7 +18,7 @@ from ...errors import BlindformerError
 from ...models.loading.packaged import check_name
 from ...models.loading.truncation import Truncation
 from ..config import ClientSection, GatewaySection, SessionSection
-from ..launch import NO_DEALER
+from ..launch import NO_DEALER, check_no_dealer_extra
 from ..registry import DEFAULT, find, in_words, priced, runs_here, served
 from .commands import Checked, Needs, Without
 from .output import note, print_result, table
@@ -229,6 +229,8 @@ def check_no_dealer(dealer: str | None, protocol: str) -> None:
         raise BlindformerError(f"--dealer {dealer}: here it is none, or left out; `query` asks with one elsewhere")
     if dealer and protocol != DEFAULT:
         raise BlindformerError(f"--dealer none: is of protocol {DEFAULT}, and this is {protocol}; leave it out")
+    if dealer:
+        check_no_dealer_extra()
 
 
 AnyRing = Annotated[bool, Option("--any-ring", hidden=True, help="For tests: take parameters below 128 bits.")]

@@ -12,6 +12,7 @@ import os
 import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,13 @@ LOCAL = "local"  # in the place of a server's address: one on this machine
 NO_DEALER = "none"  # in the place of a dealer's: server and client do without
 OPTION = "--local"
 SCRATCH = "blindformer-"  # what the names of launchers' folders begin with
+
+
+def check_no_dealer_extra() -> None:
+    """Errors: BlindformerError if the libraries are missing with which two parties do without a dealer."""
+    for library, name in (("nacl", "pynacl"), ("seal", "seal-python")):
+        if find_spec(library) is None:
+            raise BlindformerError(f"{name} is missing; run: pip install 'blindformer[nodealer]'")
 
 
 @dataclass(frozen=True)

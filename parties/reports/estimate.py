@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,9 +47,7 @@ from ..session.online import part_run
 from ..session.parties import Parties
 from ..session.rehearsal import Move, Rehearsal, rehearse
 from ..transport.shaping import Link
-
-if TYPE_CHECKING:
-    from .pair_estimate import PairEstimate
+from .pair_estimate import PairEstimate, estimate_pair
 
 MINUTE = 60.0
 
@@ -106,11 +104,6 @@ def estimate(
         raise BlindformerError(f"{program.model}: is compiled for conversations; use estimate_conversation")
     priced = price(program)
     rehearsal = rehearsal or rehearse(program, weights)
-    pair = None
-    if dealer == NO_DEALER:
-        from .pair_estimate import estimate_pair  # needs an extra
-
-        pair = estimate_pair(program, near)
     clock = replay(rehearsal.moves, near, far)["client"]
     dealt, ready = (clock[number["client"] - 1] for number in (rehearsal.dealt, rehearsal.ready))
     return Estimate(
@@ -121,7 +114,7 @@ def estimate(
         offline_s=dealt / rehearsal.runs + ready - dealt,
         online_s=clock[-1] - ready,
         compute_s=rehearsal.compute_s(),
-        pair=pair,
+        pair=estimate_pair(program, near) if dealer == NO_DEALER else None,
         **vars(priced),
     )
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...models.program.correlations import Correlations
 from ...models.program.pricing import Network
 from ...models.program.program import Program
-from ...protocols.pair.declared import BothWays, PairCost, SessionCosts, setup_traffic
 from ..session.pair_corrections import check_pair
+
+if TYPE_CHECKING:
+    from ...protocols.pair.declared import BothWays, PairCost
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class PairEstimate:
 def estimate_pair(program: Program, network: Network) -> PairEstimate:
     """Of one query. Errors: BlindformerError for a program whose correlations take a dealer."""
     check_pair(program)
+    from ...protocols.pair.declared import SessionCosts, setup_traffic  # of an extra
+
     costs, setup, walk = SessionCosts(), setup_traffic(), Correlations(program).pair_walk({})
     if (weights := costs.of(walk).traffic.get("weights")) is not None:
         setup.add(weights.to_client, weights.to_server)

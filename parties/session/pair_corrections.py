@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -30,6 +29,7 @@ from ...protocols.beaver.source import Corrections
 from ...protocols.channel import Buffer, Channel
 from ...protocols.devices import CPU
 from ...protocols.errors import BlindformerError, PeerProtocolError
+from ..launch import check_no_dealer_extra
 from .messages import SAME_VERSION
 from .preprocessed import masks
 from .statements import SessionNotes
@@ -46,8 +46,7 @@ def check_pair(program: Program, device: torch.device = CPU) -> None:
     """Errors: BlindformerError for what two parties alone cannot make correlations of, or not here."""
     from ...protocols.homomorphic.lattice import lattice
 
-    if find_spec("nacl") is None:
-        raise BlindformerError("pynacl is missing; run: pip install 'blindformer[nodealer]'")
+    check_no_dealer_extra()
     lattice()
     if device != CPU:
         raise BlindformerError(f"device {device}: correlations without a dealer are made on processors; leave it out")
