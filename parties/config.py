@@ -345,9 +345,6 @@ class CryptenSection(_Section):
     parties: dict[str, PartySection] = {}
 
 
-_AGREED = {"owns", "answers"}  # of a party, the settings that all parties must share
-
-
 class Settings(_Section):
     """A whole configuration, with every path absolute. Made by `load_settings`."""
 
@@ -375,15 +372,13 @@ class Settings(_Section):
         return getattr(self.parties, role).address
 
     def shared(self) -> dict[str, Any]:
-        """The settings that all parties must share: protocol, topology, and who owns what.
+        """The settings that all parties must share: protocol and topology.
 
         Not addresses: one party dials another behind NAT, through a tunnel or as a service of a cluster by an address
         of its own, and certificates say who it is. Not the timeout: it is each party's own patience. Not audits: server
         and client name them in the hello, and the dealer needs no setting of them.
         """
-        parties = {name: party.model_dump(mode="json", include=_AGREED) for name, party in self.crypten.parties.items()}
-        session = {"session": self.session.model_dump(mode="json", exclude={"timeout", "audits"})}
-        return {**session, "crypten": [self.crypten.length, *parties.items()]} if parties else session
+        return {"session": self.session.model_dump(mode="json", exclude={"timeout", "audits"})}
 
     def shared_hash(self) -> str:
         """SHA-256 (hex) of `shared`, flags included; empty without a file, which a hello takes for "not compared"."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from ..errors import BlindformerError
 
 _SERVICES = "a service is one process now: leave it out, and run several, such as with Kubernetes"
@@ -46,12 +48,13 @@ _UTF8 = "files are read in UTF-8 here: convert it first, with iconv -f cp1252 -t
 _READ = "reads tables by their usual names now, in UTF-8: leave it out"
 _HELPER = key('address in [parties.helper] and topology = "helper" in [session]')
 _FOLDER = "is part of --data now: write --data NAME=FOLDER"
-# Words of commands, and what those options are now.
+# Words of commands, and what those options, or values of one, are now.
 _ROWS: list[tuple[str, dict[str, str]]] = [
     ("serve dealer", dict.fromkeys(("--engine", "--replicas"), _SERVICES)),
     ("serve helper", {"--adapter": "is a table of the settings file; write NAME = FOLDER in [server.adapters] or "
                                    "[helper.adapters]"}),
     ("serve", {
+        "--party dealer": "is a command now: blindformer dealer --config FILE",
         "--ahead": _AHEAD,
         "--folder": "is the argument FOLDER; with --party the key folder in [crypten.parties.NAME]",
         "--threads": key("threads in [crypten.parties.NAME]"),
@@ -71,6 +74,7 @@ _ROWS: list[tuple[str, dict[str, str]]] = [
         "--plot": _DRAWN,
         **dict.fromkeys(("--receipt", "--prices", "--config"), "no receipt is written of training: leave it out"),
     }),
+    ("run evaluate", {"--protocol crypten-insecure": "is gone, as its dealer could read the data: use crypten"}),
     ("tune", {"--heads": "leave it out: distill --layers N, --set heads=N or --budget makes a smaller model"}),
     ("tune evaluate", {"--report": _DRAWN}),
     ("show", {"--html": "leave it out: --format json has all fields"}),
@@ -116,7 +120,8 @@ def refuse_retired_command(name: str) -> None:
 
 
 def refuse_retired(command: str | None, words: list[str]) -> None:
-    """Errors: BlindformerError for an option that this command had."""
-    for option in (word.partition("=")[0] for word in words):
-        if instead := OPTIONS.get(command or "", {}).get(option):
-            raise BlindformerError(f"{option}: {instead}")
+    """Errors: BlindformerError for an option, or a value of one, that this command had."""
+    options, values = [word.partition("=")[0] for word in words], [word.replace("=", " ", 1) for word in words]
+    for given in (*options, *values, *map(" ".join, pairwise(words))):
+        if instead := OPTIONS.get(command or "", {}).get(given):
+            raise BlindformerError(f"{given}: {instead}")

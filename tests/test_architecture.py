@@ -272,6 +272,6 @@ def test_a_leaf_imports_without_transformers(room):
 def test_importing_the_package_imports_nothing_heavy_and_a_party_no_transformers():
     code = (
         "import blindformer, sys; assert not {'torch', 'transformers', 'numpy', 'tenseal'} & set(sys.modules)\n"
-        "import blindformer.parties.service.party_runner; assert 'transformers' not in sys.modules"
+        "import blindformer.parties.client.party_runner; assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd="/")

@@ -1,5 +1,5 @@
 """`blindformer serve`, `dealer` and `helper`: the long-lived services, whose settings a file has; and
-`serve --party NAME`: one of N parties of protocol crypten, or their dealer, for one session."""
+`serve --party NAME`: one of N parties of protocol crypten, for one session."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from ...errors import BlindformerError
 from ...versions import versions
 from ..addresses import is_loopback
 from ..config import Role, Settings, load_settings, parse_address
-from ..registry import compiled_for, find_served, of_parties, resolve, served_with
+from ..registry import compiled_for, dealt, find, find_served, of_parties, resolve, served_with
 from . import options
 from .commands import Needs, Without, check
 from .items import InputOptions, raise_if_all
-from .output import MB, answer_table, banner, console, good_until, note, print_json, print_result, row_of, similarities
-from .progress import Phases
+from .output import MB, answer_table, banner, console, good_until, note, print_json, row_of, similarities
 from .steps import loading
 
 if TYPE_CHECKING:  # importing it takes seconds
+    from ..client.party_runner import OwnInput, PartyRunner
+    from ..client.result import Result
     from ..service.service import Service
+    from ..session.online import Answer, Timings
+    from ..session.parties import Parties
+    from ..transport.tls import Listener
 
 DEALT, OF_PARTY = Without("--protocol ckks", "--party"), Needs("--party")
 
@@ -84,15 +88,15 @@ def serve(
     dealer: Annotated[options.Dealer, DEALT] = None,
     party: Annotated[
         str | None,
-        Option(help="This party's name in the file, or dealer (protocol crypten; default: none)."),
+        Option(help="This party's name in the file (protocol crypten; default: none)."),
     ] = None,
-    file: Annotated[options.Files, OF_PARTY, Without("--party dealer")] = None,
+    file: Annotated[options.Files, OF_PARTY] = None,
     form: Annotated[options.Form, OF_PARTY] = "text",
 ) -> None:
     """Serve a compiled model to many clients, until Ctrl-C or SIGTERM. SIGHUP reloads certificates.
 
     With --party: one party of a session of N parties. All run this with the same file. The first party with data asks a
-    query for each text or file; the others with data give equally many.
+    query for each text or file; the others with data give equally many. Their dealer is blindformer dealer.
     """
     if party is not None:
         take_part(party, words or [], file, given.config, given.certs, given.listen, given.device, form, given.local)
@@ -117,13 +121,13 @@ def dealer(
     ] = None,
     given: ServiceOptions,
     protocol: Annotated[
-        str | None, Option(**options.one_of(*served_with("dealer")), help="Whose server it deals to (default: beaver).")
+        str | None, Option(**options.one_of(*dealt()), help="Whose parties it deals to (default: beaver).")
     ] = None,
 ) -> None:
-    """Deal correlated randomness to servers and clients, until Ctrl-C or SIGTERM. SIGHUP reloads certificates."""
+    """Deal correlated randomness to a session's parties, until Ctrl-C or SIGTERM. SIGHUP reloads certificates."""
     shared = {"session.protocol": protocol or compiled_for(folder)}
-    settings = given.settings("dealer", served_with("dealer"), {"folder": folder}, **shared)
-    given.run(resolve(find_served(settings.session.protocol).dealer), settings)
+    settings = given.settings("dealer", dealt(), {"folder": folder}, **shared)
+    given.run(resolve(find(settings.session.protocol).dealer), settings)
 
 
 @options.grouped
@@ -189,25 +193,21 @@ def take_part(
     form: str,
     local: str | None,
 ) -> None:
-    """As party `name` of the file, or as the dealer, in one session."""
-    from ..session.parties import DEALER, PartiesError
+    """As party `name` of the file, in one session."""
+    from ..session.parties import PartiesError
 
     if config is None:
         raise PartiesError(f"--party {name}: the parties are named in a file; add --config FILE")
-    of_dealer = {"dealer.listen": listen, "dealer.device": device} if name == DEALER else {}
-    settings = load_settings(config, of_parties(), **{"certificates.folder": certs, **of_dealer})
+    settings = load_settings(config, of_parties(), **{"certificates.folder": certs})
     section = settings.crypten.parties.get(name)
     with loading(section.threads if section else 1, notes=1) as phases:
         if local is not None:
+            from ..client.party_runner import run_for_launcher
             from ..launch import LocalOptions
-            from ..service.party_runner import run_for_launcher
 
-            run_for_launcher(settings, name, LocalOptions.read(local, keep=True))
+            run_for_launcher(settings, name, LocalOptions.read(local))
             return
-        if name == DEALER:
-            _deal(settings, phases, form)
-            return
-        from ..service.party_runner import PartyRunner
+        from ..client.party_runner import PartyRunner
 
         try:
             at = None if listen is None else parse_address(listen)
@@ -218,11 +218,15 @@ def take_part(
             runner.give(_items(runner, words, InputOptions(files)))
         phases.end("load")
         listener = runner.listen()
-        helpers = "an offline dealer, which sees no input, no weight and no opened value"
-        _banner(runner, listener, helpers, runner.model.program.hash())
-        answered: list[Any] = []
+        _banner(runner, listener)
+        answered: list[Result] = []
+        spent: list[Timings] = []
         broken: BlindformerError | None = None
-        report = lambda now, answer: answered.append(runner.read(now, answer))  # noqa: E731
+
+        def report(now: OwnInput, answer: Answer) -> None:
+            answered.append(runner.read(now, answer))
+            spent.append(answer.timings)
+
         try:
             runner.take_part(listener, report, progress=phases.step, refused=_refused)
         except BlindformerError as error:  # what was answered before is good
@@ -233,14 +237,14 @@ def take_part(
     for item in failed:
         note(str(item.error))
     if answered or broken is None:
-        (_print_json if form == "json" else _show)(runner, answered)
+        (_print_json if form == "json" else _show)(runner, answered, spent)
     if broken is not None:
         raise broken
     if failed:
         raise Exit(1)
 
 
-def _items(runner: Any, words: list[str], inputs: InputOptions) -> list[str]:
+def _items(runner: PartyRunner, words: list[str], inputs: InputOptions) -> list[str]:
     """This party's inputs, one for each query. Errors: BlindformerError."""
     named = [*words, *map(str, inputs.file or [])]
     if named and all(item.endswith(".safetensors") for item in named):
@@ -252,32 +256,19 @@ def _items(runner: Any, words: list[str], inputs: InputOptions) -> list[str]:
     return [item.value for item in items]
 
 
-def _deal(settings: Any, phases: Phases, form: str) -> None:
-    from ..service.party_runner import DealerRunner
-    from ..session.parties import DEALER
-
-    runner = DealerRunner(settings)
-    phases.end("load")
-    listener = runner.listen()
-    helpers = "nobody: this is the dealer, which sees no input, no weight and no opened value"
-    _banner(runner, listener, helpers)
-    runner.deal(listener, _refused)
-    result = {"party": DEALER, "protocol": runner.settings.session.protocol, "parties": list(runner.parties.names)}
-    print_result(form, result, "the session is over; the dealer's seeds and keys are forgotten")
-
-
-def _banner(runner: Any, listener: Any, helpers: str, program: str = "") -> None:
+def _banner(runner: PartyRunner, listener: Listener | None) -> None:
     from ...protocols.crypten import PROTOCOL
     from ..service.service import COLLUDING, SECURITY_BITS
 
-    lines = [f"parties  {who_is_who(runner.parties)}", *([f"program  {program[:16]}"] if program else [])]
+    lines = [f"parties  {who_is_who(runner.parties)}", f"program  {runner.model.program.hash()[:16]}"]
     at = "dials all others" if listener is None else "at  {}:{}".format(*listener.address)
     lines.append(f"{at}   {good_until(runner.identity.expires)}")
     title = f"{runner.name}[/]   protocol {PROTOCOL.name}   {SECURITY_BITS} bits"
+    helpers = "an offline dealer, which sees no input, no weight and no opened value"
     banner(title, PROTOCOL.security, helpers, f"the dealer and any party {COLLUDING}", lines)
 
 
-def who_is_who(parties: Any) -> str:
+def who_is_who(parties: Parties) -> str:
     """One line: every party, with what it has and gets."""
     named: dict[str, list[str]] = {name: [] for name in parties.names}
     named[parties.names[0]].append("the model")
@@ -293,16 +284,15 @@ def _refused(error: Any) -> None:
     note(f"turned away: {error}")
 
 
-def _print_json(runner: Any, answered: list[Any]) -> None:
+def _print_json(runner: PartyRunner, answered: list[Result], spent: list[Timings]) -> None:
     rows = []
-    for item in answered:
+    for item, took in zip(answered, spent, strict=True):
         row = {} if item.item is None else {"input": item.item}
         if item.error is not None or runner.gets_answers:
             row |= row_of(runner.task, item)
-        spent = item.timings
-        row |= {"offline_s": spent.offline_s, "online_s": spent.online_s, "offline_bytes": spent.offline_bytes}
-        row |= {"online_sent_bytes": spent.online.sent, "online_received_bytes": spent.online.received}
-        rows.append(row | {"rounds": spent.rounds})
+        row |= {"offline_s": took.offline_s, "online_s": took.online_s, "offline_bytes": took.offline_bytes}
+        row |= {"online_sent_bytes": took.online.sent, "online_received_bytes": took.online.received}
+        rows.append(row | {"rounds": took.rounds})
     print_json(
         {
             "party": runner.name,
@@ -318,7 +308,7 @@ def _print_json(runner: Any, answered: list[Any]) -> None:
     )
 
 
-def _show(runner: Any, answered: list[Any]) -> None:
+def _show(runner: PartyRunner, answered: list[Result], spent: list[Timings]) -> None:
     out, count = console(), len(answered)
     recipient = runner.parties.names[runner.parties.recipient_rank]
     if runner.gets_answers:
@@ -327,7 +317,6 @@ def _show(runner: Any, answered: list[Any]) -> None:
     else:
         out.print(f"took part in {count} {'query' if count == 1 else 'queries'}; {recipient} has the answers")
     if answered:
-        spent = [item.timings for item in answered]
         out.print(
             f"\n{'on average: ' if count > 1 else ''}"
             f"offline {sum(t.offline_s for t in spent) / count:.2f} s   online "

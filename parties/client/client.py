@@ -302,8 +302,6 @@ class LocalClient(BaseClient):
     @property
     def who(self) -> str:
         entry = self._local.entry
-        if entry.insecure:
-            return f"INSECURE: {entry.insecure}"
         who = entry.who.format(parties=self._local.parties.size)
         return who if entry.reference else f"{who}   TLS 1.3"
 

@@ -1,13 +1,12 @@
 """N parties and their dealer on this machine, over mutual TLS 1.3 on loopback: sessions of a model, and `run_parties`.
 
-In a session all of them are `blindformer serve --party`, each a process, with one settings file
-(service/party_runner.py): CrypTen's state belongs to a process, and the data may have several owners.
+In a session the parties are `blindformer serve --party`, each a process, with one settings file (party_runner.py):
+CrypTen's state belongs to a process, and the data may have several owners. Their dealer is `blindformer dealer`.
 """
 
 from __future__ import annotations
 
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
@@ -32,11 +31,11 @@ from ..certificates.issuing import make_certificates
 from ..certificates.tls_folder import server_context
 from ..launch import LocalOptions
 from ..launch.fork_server import shared
-from ..launch.processes import A_DAY, BUSY, START_SECONDS, LaunchError, PartyProcesses, as_toml
-from ..reports.report import insecure_report, parties_report
+from ..launch.processes import BUSY, ONE_CLIENT, START_SECONDS, LaunchError, PartyProcesses, as_toml
+from ..reports.report import parties_report
 from ..session.online import Answer, OnPass, Progress, Timings, part_run
 from ..session.parties import DEALER, Parties, numbered
-from ..session.tensors import TensorSession, deal, meet
+from ..session.tensors import TensorSession, meet
 from ..transport.tls import listen
 from .session import Reply, Session
 
@@ -50,7 +49,33 @@ class PartiesAnswer(Answer):
     by_party: dict[str, Timings] = field(default_factory=dict)
 
 
-class LocalNParty(PartyProcesses, Session):
+class NPartyProcesses(PartyProcesses):
+    """Certificates for N parties and their dealer, whose service runs. Errors of all methods: LaunchError.
+
+    sections   of a settings file: what all of them share
+    """
+
+    def __init__(self, parties: Parties, timeout: float, device: str = "cpu") -> None:
+        super().__init__()
+        try:
+            self.certificates = self.scratch / "certificates"
+            make_certificates(self.certificates, roles=(DEALER, *parties.names), days=1)
+            self.sections: dict[str, dict[str, Any]] = {
+                "session": {"protocol": PROTOCOL.name, "timeout": float(timeout)},
+                "certificates": {"folder": self.certificates},
+            }
+            for name in parties.names:
+                owns = [item for item, owner in parties.owners.items() if owner == name]
+                owns += ["data"] * (name == parties.data)
+                self.sections[f"crypten.parties.{name}"] = {"owns": owns, "answers": name == parties.recipient}
+            words = LocalOptions(scratch=str(self.scratch), lifeline=True).words()
+            self._serve(DEALER, ["dealer", *words], self.sections | {DEALER: {**ONE_CLIENT, "device": device}})
+        except BaseException:
+            self.close(0)
+            raise
+
+
+class LocalNParty(NPartyProcesses, Session):
     """A session of local processes. The party that asks is the first one that owns data.
 
     Errors of all methods: LaunchError, which ends the session; and of `query` alone ProgramError, RangeError (wrong
@@ -59,7 +84,6 @@ class LocalNParty(PartyProcesses, Session):
 
     protocol = "crypten"
     report = parties_report
-    first_party = False  # INSECURE: party 0 is the dealer as well
     parties: Parties
 
     def __init__(
@@ -78,28 +102,26 @@ class LocalNParty(PartyProcesses, Session):
         check_versions()
         forks = shared()
         forks.load("blindformer.protocols.crypten.session")  # all parties share what it imports
-        super().__init__()
-        self.parties, self.timeout, self.progress = parties, timeout, progress
         self.open, self._links = False, dict[str, Connection]()
+        self.parties, self.timeout, self.progress = parties, timeout, progress
+        super().__init__(parties, timeout, device)
         try:
             folder = save(folder, self.scratch / "compiled") if isinstance(folder, Compiled) else Path(folder)
             client = load_client(folder)
             self.part, self.plan = client.for_length(length), client.about["plan"]
             self.program = self.part.program
-            make_certificates(self.scratch / "certificates", roles=(DEALER, *parties.names), days=1)
             with ExitStack() as opened:
-                listening = {name: opened.enter_context(self._listen(name)) for name in (DEALER, *parties.names[:-1])}
+                listening = {name: opened.enter_context(self._listen(name)) for name in parties.names[:-1]}
                 sockets = {name: listener.fileno() for name, listener in listening.items()}
                 file = self.scratch / "blindformer.toml"
                 file.write_text(self._settings(folder.absolute(), length, sockets, device, threads))
-                for name in parties.names if self.first_party else (*parties.names, DEALER):
+                for name in parties.names:
                     ours, theirs = socket.socketpair()
                     self._links[name] = Connection(ours.detach())
                     link = opened.enter_context(theirs).fileno()
-                    options = LocalOptions(scratch=str(self.scratch), deals=self.first_party, link=link)
-                    heard = (name, DEALER) if self.first_party and name == parties.names[0] else (name,)
-                    inherited = [link, *(sockets[other] for other in heard if other in sockets)]
-                    self._start(name, ["serve", "--party", name, "--config", str(file), *options.words()], inherited)
+                    inherited = [link, *([sockets[name]] if name in sockets else [])]
+                    words = ["serve", "--party", name, "--config", str(file), *LocalOptions(link=link).words()]
+                    self._start(name, words, inherited)
             for name in parties.names:
                 seconds, size = self._hear_from(name, 2 * max(timeout, START_SECONDS))
                 self.setup_s, self.setup_bytes = max(self.setup_s, seconds), max(self.setup_bytes, size)
@@ -163,21 +185,15 @@ class LocalNParty(PartyProcesses, Session):
 
     def _settings(self, folder: Path, length: int | None, sockets: Mapping[str, int], device: str, threads: int) -> str:
         """The deployment's blindformer.toml."""
-        parties = self.parties
-        sections: dict[str, dict[str, Any]] = {
-            "session": {"protocol": PROTOCOL.name, "timeout": float(self.timeout)},
-            "certificates": {"folder": str(self.scratch / "certificates")},
+        sections = self.sections | {
             PROTOCOL.name: {"wait": START_SECONDS, **({"length": length} if length else {})},
             "parties.dealer": {"address": str(self.addresses[DEALER])},
-            "dealer": {"listen": f"fd:{sockets[DEALER]}", "idle": A_DAY, "device": device},
         }
-        for name in parties.names:
-            owns = [item for item, owner in parties.owners.items() if owner == name] + ["data"] * (name == parties.data)
-            section: dict[str, Any] = {"folder": str(folder), "owns": owns, "answers": name == parties.recipient}
-            section |= {"device": device, "threads": threads}
+        for name in self.parties.names:
+            own: dict[str, Any] = {"folder": str(folder), "device": device, "threads": threads}
             if name in sockets:
-                section |= {"address": str(self.addresses[name]), "listen": f"fd:{sockets[name]}"}
-            sections[f"crypten.parties.{name}"] = section
+                own |= {"address": str(self.addresses[name]), "listen": f"fd:{sockets[name]}"}
+            sections[f"crypten.parties.{name}"] = sections[f"crypten.parties.{name}"] | own
         return as_toml(sections)
 
     def _hear_from(self, name: str, seconds: float) -> list[Any]:
@@ -215,14 +231,6 @@ def _together(timings: list[Timings]) -> Timings:
     )
 
 
-class InsecureNParty(LocalNParty):
-    """INSECURE: the first party is the dealer, too."""
-
-    protocol = "crypten-insecure"
-    report = insecure_report
-    first_party = True
-
-
 def run_parties(
     function: Callable[[TensorSession], Any],
     parties: int = 2,
@@ -237,30 +245,28 @@ def run_parties(
     Errors: LaunchError, naming the party that failed; CryptenError if CrypTen is not there.
     """
     check_versions()
-    names, spawn = numbered(parties).names, get_context("spawn")
-    with tempfile.TemporaryDirectory(prefix="blindformer-") as certificates:
-        make_certificates(certificates, roles=(DEALER, *names), days=1)
-        ends, processes = {}, {}
-        try:
-            for name in (DEALER, *names):
-                ends[name], theirs = spawn.Pipe()
-                task = None if name == DEALER else function
-                # daemon: none outlives this process
-                arguments = (name, task, certificates, folder, timeout, theirs)
-                processes[name] = spawn.Process(target=_party, args=arguments, daemon=True, name=name)
-                processes[name].start()
-                theirs.close()
-            addresses = {name: _hear(ends[name], name, START_SECONDS + timeout) for name in (*names, DEALER)}
-            for end in ends.values():
-                end.send(addresses)
-            return [_hear(ends[name], name, None) for name in names]
-        finally:
-            for process in processes.values():
-                process.kill()
-                process.join()
+    chosen, spawn = numbered(parties), get_context("spawn")
+    dealing = NPartyProcesses(chosen, timeout)
+    ends, processes = {}, {}
+    try:
+        for name in chosen.names:
+            ends[name], theirs = spawn.Pipe()
+            # daemon: none outlives this process
+            arguments = (name, function, dealing.certificates, folder, timeout, theirs)
+            processes[name] = spawn.Process(target=_party, args=arguments, daemon=True, name=name)
+            processes[name].start()
+        addresses = {name: _hear(ends[name], name, START_SECONDS + timeout) for name in chosen.names}
+        for end in ends.values():
+            end.send({**addresses, DEALER: str(dealing.addresses[DEALER])})
+        return [_hear(ends[name], name, None) for name in chosen.names]
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.join()
+        dealing.close(0)
 
 
-def _party(name: str, function: Any, certificates: str, folder: Any, timeout: float, parent: Any) -> None:
+def _party(name: str, function: Any, certificates: Path, folder: Any, timeout: float, parent: Any) -> None:
     """One process: says where it listens, hears where the others do, and sends its result."""
     import torch
 
@@ -270,9 +276,6 @@ def _party(name: str, function: Any, certificates: str, folder: Any, timeout: fl
         parent.send(("done", "{}:{}".format(*listener.address)))
         addresses = parent.recv()
         options = {"timeout": timeout, "wait": timeout, "listener": listener}
-        if function is None:
-            deal(addresses, certificates, **options)
-            return
         if name == [other for other in addresses if other != DEALER][-1]:
             listener.close()  # nobody comes after the last
             options["listener"] = None

@@ -35,10 +35,6 @@ Inputs = Mapping[str, Any]
 _FEW = 2  # with fewer calibration batches than this, ranges are guesses
 
 
-class InsecureProtocol(UserWarning):
-    """A protocol that hides less than the others, for comparison."""
-
-
 class PrivateError(BlindformerError):
     """A private model that is asked for something it cannot do."""
 
@@ -73,7 +69,7 @@ def make_private(
     model        a module, a result of `load`, or a folder's or model's name
     plan         a preset's name or a plan (default: the one in the model's folder, else "faithful")
     protocol     "beaver": two parties and a dealer; "crypten": `parties` and a dealer, the first owns the model, the
-                 second the data; "ckks": encrypted, for plan "he"; "clear": hides nothing; "crypten-insecure"
+                 second the data; "ckks": encrypted, for plan "he"; "clear": hides nothing
     example      inputs of the later shapes: compile now instead of at the first call
     calibration  one or more batches of typical inputs (default: the first query)
     embedding    "client": every client gets the embedding block (default); "private": the server keeps it
@@ -101,8 +97,6 @@ def make_private(
     else:
         protocol = chosen
     local = find_local(protocol, parties)
-    if local.entry.insecure:
-        warnings.warn(f"protocol {protocol}: {local.entry.insecure}", InsecureProtocol, stacklevel=2)
     local.check_device(device)
     if dealer is not None and protocol != DEFAULT:
         raise PrivateError(f"dealer {dealer}: is of protocol {DEFAULT} with private weights; leave it out")

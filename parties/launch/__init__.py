@@ -1,7 +1,7 @@
 """Processes of this machine: started with a lifeline, listened to, ended in order; and what their launcher may ask of
 them beside their settings.
 
-No deployment needs any of it. None of it changes what is computed, and only `deals` changes who learns what.
+No deployment needs any of it. None of it changes what is computed, or who learns what.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ class LocalOptions:
     any_ring  FOR TESTS: encrypted queries with parameters below 128 bits, too
     network   FOR TESTS: name, round-trip time (seconds) and bandwidth (bits a second) to imitate on connections
     link      among N parties: the descriptor of a connection with the launcher
-    deals     INSECURE, for comparison: the first of N parties is the dealer, too, so that it can read the data
     """
 
     scratch: str = ""
@@ -56,14 +55,10 @@ class LocalOptions:
     any_ring: bool = False
     network: tuple[str, float, float] | None = None
     link: int = 0
-    deals: bool = False
 
     @classmethod
-    def read(cls, text: str | None, *, keep: bool = False) -> LocalOptions:
-        """In the party's process, as it starts. `keep`: its end does not remove `scratch`, which others need.
-
-        Errors: BlindformerError for what no launcher says.
-        """
+    def read(cls, text: str | None) -> LocalOptions:
+        """In the party's process, as it starts. Errors: BlindformerError for what no launcher says."""
         try:
             fields = json.loads(text or "{}")
             options = cls(**{**fields, "network": tuple(fields["network"]) if fields.get("network") else None})
@@ -72,8 +67,7 @@ class LocalOptions:
         if options.scratch:
             if not Path(options.scratch).name.startswith(SCRATCH):
                 raise BlindformerError(f"{OPTION}: {options.scratch} is no launcher's folder, and would be removed")
-            if not keep:
-                atexit.register(_remove, options.scratch, options.launcher)
+            atexit.register(_remove, options.scratch, options.launcher)
         return options
 
     def words(self) -> list[str]:

@@ -143,7 +143,7 @@ def _number(data: bytes) -> int:
 
 def serve(ours: socket.socket) -> None:
     """Fork what is asked for and say how it ends, until the other end is closed."""
-    for name in ("cli.app", "service.two_party"):
+    for name in ("cli.app", "service.two_party", "service.dealer"):
         import_module(f"..{name}", __package__)
     woken, wake = socket.socketpair()
     for end in (woken, wake):
@@ -156,7 +156,7 @@ def serve(ours: socket.socket) -> None:
     while True:
         ready, _, _ = select.select([ours, woken], [], [], idle)
         if not ready:
-            import_module("..service.two_party", __package__).load_ahead()
+            import_module("..service.dealer", __package__).load_ahead()
             gc.freeze()
             idle = None
         if woken in ready:

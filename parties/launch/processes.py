@@ -169,6 +169,15 @@ class PartyProcesses:
         """Run a command of the command line. `sockets`: descriptors that it inherits."""
         self._running[role] = PartyProcess(words, sockets, self.scratch, lambda line: self._hear(role, line))
 
+    def _serve(self, role: str, words: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """Start a service, with a file of these settings."""
+        file = self.scratch / f"{role}.toml"
+        with self._listen(role) as listener:
+            file.write_text(as_toml(settings), encoding="utf-8")
+            self._start(
+                role, [*words, "--config", str(file), "--listen", f"fd:{listener.fileno()}"], [listener.fileno()]
+            )
+
     def _hear(self, role: str, line: Line | None) -> None:
         with self._news:
             if line is not None:
@@ -192,9 +201,10 @@ class PartyProcesses:
         raise self.cause(next(name for name, running in self._running.items() if running.ended), "")
 
     def _killed(self) -> dict[str, str]:
-        """The signal that has ended it, by role."""
+        """The signal that has ended it, by role. Of a service, it may have ended the session's process alone."""
+        sessions = {role: line["kind"] for (role, event), line in self._said.items() if event == "child-killed"}
         codes = {role: running.process.code(0.0) or 0 for role, running in self._running.items()}
-        return {role: signal.Signals(-code).name for role, code in codes.items() if code < 0}
+        return sessions | {role: signal.Signals(-code).name for role, code in codes.items() if code < 0}
 
 
 def _part(folder: Path, role: str) -> str:
@@ -263,19 +273,6 @@ class LocalServices(PartyProcesses):
         """Of a bug a peer is told that there is one; the log says where."""
         failed = self._said.get((party, "session-failed"), {}).get("what", "")
         return super().cause(party, failed if failed.startswith("internal error") else what)
-
-    def _serve(self, role: str, words: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> None:
-        file = self.scratch / f"{role}.toml"
-        with self._listen(role) as listener:
-            file.write_text(as_toml(settings), encoding="utf-8")
-            self._start(
-                role, [*words, "--config", str(file), "--listen", f"fd:{listener.fileno()}"], [listener.fileno()]
-            )
-
-    def _killed(self) -> dict[str, str]:
-        """Of a service, a signal may have ended the session's process alone."""
-        sessions = {role: line["kind"] for (role, event), line in self._said.items() if event == "child-killed"}
-        return sessions | super()._killed()
 
 
 def as_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:

@@ -31,8 +31,7 @@ class ServiceSpec:
     words             what is asked, in help
     checks            what it adds to the doctor's checks (doctor.checks.ProtocolChecks); by default those of sessions
     helpers           roles that a server needs beside it
-    dealer            the class of its dealer, if it has one; `holds`: roles beside the server's that hold a part of a
-                      compiled folder
+    holds             roles beside the server's that hold a part of a compiled folder
     storing           of one with a dealer: how its clients have correlations made ahead (client.precompute)
     """
 
@@ -41,7 +40,6 @@ class ServiceSpec:
     words: str
     checks: str = ".doctor.checks:SESSIONS"
     helpers: tuple[str, ...] = ()
-    dealer: Named = ".service.two_party:DealerService"
     holds: Sequence[str] = ()
     storing: Named = ""
 
@@ -55,6 +53,7 @@ class ProtocolEntry:
     parties  how many, if that is not for the user to say
     start    how a deployment of it is started, in a few words; empty: it has none
     served   by services; None: it is not
+    dealer   the class of its dealer's service; empty: it has none
     local    a class of sessions with parties of this machine (client.session.Session); empty: there are none. Where the
              number of parties is for the user to say, it takes `parties`, too
     check    raises BlindformerError where a library is missing
@@ -68,7 +67,6 @@ class ProtocolEntry:
              module is taken apart
     receipts  its parties sign what a session was
     devices  its parties may compute on a GPU: sessions of this machine take `device`
-    insecure why it is, in one line
     reference  runs in this process and hides nothing: what the others are compared with
     """
 
@@ -78,6 +76,7 @@ class ProtocolEntry:
     parties: int | None = None
     start: str = ""
     served: ServiceSpec | None = None
+    dealer: Named = ""
     local: Named = ""
     check: Named = ""
     price: str = ""
@@ -89,7 +88,6 @@ class ProtocolEntry:
     head: Named = ""
     receipts: bool = False
     devices: bool = False
-    insecure: str = ""
     reference: bool = False
 
 
@@ -122,6 +120,11 @@ def talking() -> tuple[str, ...]:
 def deployed() -> tuple[str, ...]:
     """Protocols that a configuration may name."""
     return names(lambda entry: entry.start)
+
+
+def dealt() -> tuple[str, ...]:
+    """Protocols that have a dealer's service."""
+    return names(lambda entry: entry.dealer)
 
 
 def of_parties() -> tuple[str, ...]:

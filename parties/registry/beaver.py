@@ -17,6 +17,7 @@ ENTRY = ProtocolEntry(
         helpers=("dealer",),
         storing=".client.two_party:storing",
     ),
+    dealer=".service.dealer:DealerService",
     local=".client.local:LocalParties",
     price=".reports.estimate:price_of_two",
     talks=True,

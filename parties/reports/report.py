@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from ...models.program.pricing import Layer, price
@@ -206,7 +205,7 @@ def _of_passes(program: Program) -> str:
     return passes + (written if source_parts(program.parts) else "")
 
 
-def parties_report(query: AnsweredQuery, protocol: str = "crypten") -> Report:
+def parties_report(query: AnsweredQuery) -> Report:
     """With N parties. Bytes are of all parties' messages, each counted once; seconds are the slowest party's."""
     parties = query.parties
     assert parties is not None
@@ -221,10 +220,7 @@ def parties_report(query: AnsweredQuery, protocol: str = "crypten") -> Report:
     learned[recipient] += "; it alone learns the answer"
     learned["dealer"] = "was told the program, every party's seed, the keys of the weight masks and a count of queries"
     peaks = {name.removesuffix(PEAK): mb for name, mb in query.others.items()}
-    return query.report(protocol, learned, peak_rss_mb=peaks)
-
-
-insecure_report = partial(parties_report, protocol="crypten-insecure")
+    return query.report("crypten", learned, peak_rss_mb=peaks)
 
 
 def encrypted_report(query: AnsweredQuery) -> Report:

@@ -6,9 +6,8 @@ acceptor.py     the lobby: where a connection waits until its peer has shown tha
 admission.py    limits; how many sessions, how many queries at once, who is next, who is asked to retry later
 supervisor.py   one process for each connection: forked, heard, reaped
 control.py, child.py   what a child and its supervisor say to each other; the first and the last thing a child does
-two_party.py, helper.py, delegated.py, encrypted.py   what each protocol's sessions are
+two_party.py, helper.py, dealer.py, delegated.py, encrypted.py   what each party's sessions are
 quota.py        how much one certificate's name may ask; whose name has deviated
 identity.py     this party's certificate while it runs
 logs.py, metrics.py   what operators see
-party_runner.py        one of N parties, for one session
 """

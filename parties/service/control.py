@@ -7,8 +7,8 @@
     {"release": {number, left}}
     {"limited": {what}}
     {"answered": {number, offline_s, offline_bytes, online_s, sent, received, audits}}
-    {"keep": {session, program, seed}}                 {"kept": true} | {"refused": why}      of two_party.py
-    {"take": {session, program}}                       {"seed": hex} | {"refused": why}       of two_party.py
+    {"keep": {session, program, seed}}                 {"kept": true} | {"refused": why}      of dealer.py
+    {"take": {session, program, party}}                {"seed": hex} | {"refused": why}       of dealer.py
     {"storedkeys": {do, name}}                         {"name": hex} | {"good": true} | ...    of encrypted.py
     {"failed": {kind, what}}
                                                        {"stop": why}                          at any time
@@ -107,7 +107,7 @@ class Answered(ChildReport):
 
 
 class Keep(ChildReport):
-    """The dealer has a client's seed, for the server's connection of the same session."""
+    """The dealer has a party's seed, for the leader's connection of the same session."""
 
     session: Session
     program: Hash
@@ -115,10 +115,11 @@ class Keep(ChildReport):
 
 
 class Take(ChildReport):
-    """The dealer's connection with the server wants the client's seed."""
+    """The dealer's connection with the leader wants another party's seed."""
 
     session: Session
     program: Hash
+    party: Role
 
 
 class StoredKeys(ChildReport):

@@ -21,9 +21,10 @@ from ..session.preprocessed import GB
 from ..transport.handshake import Hello, make_hello
 from ..transport.tls import TlsChannel
 from .child import Control
+from .dealer import DealerService
 from .quota import quota_in_words, quota_of
 from .service import COLLUDING, Service
-from .two_party import DealerService, ServerService
+from .two_party import ServerService
 
 TOGETHER = f"the server and the dealer {COLLUDING}"
 

@@ -154,7 +154,7 @@ class SessionDealer(ABC):
         try:
             notes, least = self.set_up(), 0
         except SeedError as error:  # for example after a restart of this dealer: a new session is enough
-            raise PeerGone("client", "cannot be dealt to", str(error)) from None
+            raise PeerGone(error.party, "cannot be dealt to", str(error)) from None
         for message in requests(self.leader, idle):
             if message == REQUEST:
                 vouch_as_dealer(self.leader, self.signer, notes)

@@ -13,9 +13,12 @@ from ...models.program.program import Program
 from ...protocols.crypten.context import LEADER
 from ...protocols.crypten.engine import FIRST_OWNER
 from ...protocols.errors import BlindformerError
+from ..certificates.issuing import ROLES
+from ..config import Settings
 
 DEALER = "dealer"
 FEWEST, MOST = 2, 64
+MODEL, DATA = "model", "data"  # what a party may own
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi")
 
 
@@ -110,9 +113,31 @@ class Parties:
         return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 
+def parties_of(settings: Settings) -> Parties:
+    """The parties of [crypten.parties], in order. Errors: PartiesError."""
+    sections = settings.crypten.parties
+    names = tuple(sections)
+    owners: dict[str, str] = {}
+    for number, (name, section) in enumerate(sections.items()):
+        where = f"crypten.parties.{name}"
+        if name in ROLES:
+            raise PartiesError(f"{where}: {name} is a role of other protocols, with other certificates; choose another")
+        if MODEL in section.owns and number:
+            raise PartiesError(f"{where}: owns the model, and is not the first; put it before {names[0]}")
+        for item in section.owns:
+            if item in owners:
+                raise PartiesError(f"{where}: owns {item}, which {owners[item]} owns; name one of them")
+            owners[item] = name
+    answering = [name for name, section in sections.items() if section.answers]
+    if len(answering) > 1:
+        raise PartiesError(f"crypten.parties: {' and '.join(answering)} get the answers; name one of them")
+    owners.pop(MODEL, None)
+    return Parties(names, recipient=(answering or [""])[0], data=owners.pop(DATA, ""), owners=owners)
+
+
 def numbered(count: int) -> Parties:
     """`count` parties with default names. Errors: PartiesError."""
     return Parties(tuple([*NAMES, *(f"party{i}" for i in range(len(NAMES), count))][: max(count, 0)]))
 
 
-__all__ = ["DEALER", "LEADER", "NAMES", "Parties", "PartiesError", "numbered"]
+__all__ = ["DEALER", "LEADER", "NAMES", "Parties", "PartiesError", "numbered", "parties_of"]

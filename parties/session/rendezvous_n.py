@@ -1,9 +1,15 @@
-"""How N parties and a dealer find each other, and one party's way into a session and out again.
+"""How N parties find each other and their dealer, and one party's way into a session and out again.
 
 Each party dials those before it in their order, and then the dealer. The leader draws the session's id; parties that
 dial the leader learn it there, and name it to the others. The hellos compare version, CrypTen's version, program, ring,
 plan, and the hash of the parties: a party that counts others differently, or gives an input to another party, is
-refused before any share is sent.
+refused before any share is sent. Before the leader begins at the dealer, the others have told it that their seeds are
+there.
+
+The dealer is a service (service/dealer.py). A party is none: a service has a process for each connection, and a
+session's process here has one connection to every other party, which no other process can take over: the keys of TLS
+cannot be handed on, and CrypTen's state belongs to a process. A party also brings what it owns, so it takes part as a
+client does: for one session.
 """
 
 from __future__ import annotations
@@ -43,18 +49,16 @@ from ..transport.handshake import (
 )
 from ..transport.stream import StreamChannel
 from ..transport.tls import Listener
-from .dealing import MEMORY_BYTES, DealerParty
-from .messages import SAME_VERSION, read_seed
+from .messages import SAME_VERSION, patient, receive_expected
 from .n_party import Party, PartyModel
 from .parties import DEALER, LEADER, Parties
-from .rendezvous_two import meet_as_dealer, my_hello, seed_dealer
+from .rendezvous_two import my_hello, seed_dealer
 
 
 @dataclass(frozen=True)
 class PartyContext:
     """One party among others. `wait`: seconds for the others to come; `timeout`: of silence, from then on.
 
-    `config`: what else all parties must have in common (Settings.shared_hash()); the list of parties always counts.
     `refused` gets the error of each peer that is refused while this side goes on waiting.
     """
 
@@ -63,7 +67,6 @@ class PartyContext:
     tls: ssl.SSLContext
     wait: float = 60.0
     timeout: float = 60.0
-    config: str = ""
     refused: Refused = lambda error: None
     device: torch.device = CPU
 
@@ -78,7 +81,7 @@ class PartyContext:
 
     def hello(self, program: Program, session: str) -> Hello:
         """This party's hello."""
-        mine = my_hello(program, self.name, session, protocol=PROTOCOL.name, config=self.parties.hash() + self.config)
+        mine = my_hello(program, self.name, session, protocol=PROTOCOL.name, config=self.parties.hash())
         return mine.model_copy(update={"blindformer": f"{spoken_version()}+crypten.{crypten_version()}"})
 
 
@@ -179,63 +182,6 @@ def _refuse(channel: StreamChannel, what: str) -> PeerRefused:
     return error
 
 
-def deal_among(
-    parties: Parties,
-    listener: Listener,
-    *,
-    wait: float = 60.0,
-    timeout: float = 60.0,
-    idle: float | None = None,
-    config: str = "",
-    refused: Refused = lambda error: None,
-    memory: float = MEMORY_BYTES,
-    device: torch.device = CPU,
-) -> None:
-    """The dealer's whole session: every party leaves its seed, then the dealer deals for the leader, until its goodbye.
-    Closes `listener`.
-
-    `wait`: seconds for all parties to connect; `idle`: seconds the leader may be silent between requests; `memory`,
-    `device`: as of `DealerParty`. Errors: `PeerError`; the leader gets the reason.
-    """
-    config, end, missing = parties.hash() + config, time.monotonic() + wait, list(parties.names)
-    first: Hello | None = None  # the first party's; all others must name the same program
-    leader: StreamChannel | None = None  # stays connected; the others leave their seeds
-    seeds: dict[int, bytes] = {}
-    what, seconds = f"did not come to the dealer in {wait:g} seconds", min(timeout, HELLO_SECONDS)
-    try:
-        with listener:
-            while missing:
-                channel = _next(listener, parties.names, end, refused, missing, what)
-                try:
-                    theirs = meet_as_dealer(channel, seconds, protocol=PROTOCOL.name, config=config, like=first)
-                    first = first or theirs
-                    if channel.peer not in missing:
-                        raise _refuse(channel, "has left its seed already")
-                    rank = parties.rank(channel.peer)
-                    if rank == LEADER:
-                        channel.timeout, leader = timeout, channel
-                    else:
-                        seeds[rank] = read_seed(channel)
-                        channel.send_message({"seeded": True})
-                        channel.close()
-                    missing.remove(channel.peer)
-                except PeerError:
-                    channel.close()
-                    raise
-        assert leader is not None
-        assert first is not None
-        others = [seed for _, seed in sorted(seeds.items())]
-        more: dict[str, Any] = {"owners": parties.sources, "memory": memory, "device": device}
-        DealerParty(leader, first.program, lambda: others, **more).serve(idle=idle)
-    except PeerError as error:
-        if leader is not None:
-            abort([leader], error)
-        raise
-    finally:
-        if leader is not None:
-            leader.close()
-
-
 def load_model(
     folder: str | Path, parties: Parties, rank: int, length: int | None = None
 ) -> tuple[ClientPart | None, PartyModel]:
@@ -284,8 +230,13 @@ def join_session(
         try:
             seed = new_seed()
             to_dealer = join_dealer(context, model.program, session, dealer, seed)
-            if to_dealer is not None:
+            if to_dealer is None:
+                channels[LEADER].send_message({"seeded": True})
+            else:
                 known.append(undo.enter_context(to_dealer))
+                for channel in channels.values():
+                    with patient(channel, context.patience):
+                        receive_expected(channel, ("seeded",))
             mesh = Mesh(context.rank, channels)
             undo.callback(mesh.close)
             party = Party(context.parties, mesh, model, seed, to_dealer, device=context.device)

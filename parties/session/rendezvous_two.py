@@ -17,7 +17,7 @@ import ssl
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from ...models.program.program import Program
@@ -83,17 +83,22 @@ REMEMBERED = 4096  # sessions that have had their seed
 
 
 class SeedError(BlindformerError):
-    """The dealer has no client's seed for a session."""
+    """The dealer has no seed of `party` for a session, or has had one."""
+
+    def __init__(self, party: str, what: str) -> None:
+        self.party = party
+        super().__init__(what)
 
 
 class Seeds(Protocol):
-    """Hands the seed that a client left to the connection of its session's server, once."""
+    """Hands the seed that each other party left to the connection of its session's leader, once. Of two parties the
+    other one is the client, or the helper in its place."""
 
-    def put(self, session: str, program: str, seed: bytes) -> None:
+    def put(self, session: str, program: str, seed: bytes, party: str = "client") -> None:
         """Errors: `SeedError` if there was one already."""
         ...
 
-    def take(self, session: str, program: str) -> bytes:
+    def take(self, session: str, program: str, party: str = "client") -> bytes:
         """Remove and return the seed. Errors: `SeedError` if there is none, or it is for another program."""
         ...
 
@@ -106,50 +111,51 @@ class KeptSeed(NamedTuple):
 
 
 class MemorySeeds:
-    """Seeds within one process: at most `limit`, at most `each` of one owner, for `seconds`. Of the last 4,096 sessions
-    none gets a second seed, whether the first was used or not; a server's store knows all of its own. When full, the
-    oldest seed of the owner with most seeds goes."""
+    """Seeds within one process: at most `limit`, at most `each` of one owner, for `seconds`. Of the last 4,096 none is
+    followed by a second one of its party and session, whether it was used or not; a server's store knows all of its
+    own. When full, the oldest seed of the owner with most seeds goes."""
 
     limit, each, seconds = 256, 64, 600.0
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
-        self._kept: OrderedDict[str, KeptSeed] = OrderedDict()
-        self._had: OrderedDict[str, None] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], KeptSeed] = OrderedDict()  # by session and party
+        self._had: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def put(self, session: str, program: str, seed: bytes, owner: str = "") -> None:
+    def put(self, session: str, program: str, seed: bytes, party: str = "client", owner: str = "") -> None:
+        key = (session, party)
         with self._lock:
             self._expire()
-            if session in self._had:
-                raise SeedError("this session has had its client's seed already; start a new session")
+            if key in self._had:
+                raise SeedError(party, "its seed for this session was left already; start a new session")
             counts = Counter(kept.owner for kept in self._kept.values())
             if counts[owner] >= self.each:
                 self._drop_oldest(owner)
             elif len(self._kept) >= self.limit:
                 self._drop_oldest(counts.most_common(1)[0][0])
-            self._had[session] = None
+            self._had[key] = None
             if len(self._had) > REMEMBERED:
                 self._had.popitem(last=False)
-            self._kept[session] = KeptSeed(owner, program, seed, self._clock() + self.seconds)
+            self._kept[key] = KeptSeed(owner, program, seed, self._clock() + self.seconds)
 
-    def take(self, session: str, program: str) -> bytes:
+    def take(self, session: str, program: str, party: str = "client") -> bytes:
         with self._lock:
             self._expire()
-            kept = self._kept.pop(session, None)
+            kept = self._kept.pop((session, party), None)
         if kept is None or kept.program != program:
-            raise SeedError("no client of this session has left its seed, or it was used; start a new session")
+            raise SeedError(party, "its seed for this session is not here, or was used; start a new session")
         return kept.seed
 
     def _drop_oldest(self, owner: str) -> None:
-        del self._kept[next(session for session, kept in self._kept.items() if kept.owner == owner)]
+        del self._kept[next(key for key, kept in self._kept.items() if kept.owner == owner)]
 
     def _expire(self) -> None:
         now = self._clock()
-        for session in [session for session, kept in self._kept.items() if kept.end <= now]:
-            del self._kept[session]
+        for key in [key for key, kept in self._kept.items() if kept.end <= now]:
+            del self._kept[key]
 
 
 def seed_dealer(
@@ -165,22 +171,23 @@ def seed_dealer(
         channel.close()
 
 
-def receive_seed(client: Channel, hello: Hello, seeds: Seeds) -> None:
-    """At the dealer, on a client's connection after the hello: keep its seed. The caller closes the connection.
+def receive_seed(channel: Channel, hello: Hello, seeds: Seeds, party: str = "client") -> None:
+    """At the dealer, on the connection of a party that does not lead, after the hello: keep its seed. The caller closes
+    the connection.
 
-    Errors: `PeerError`, which the caller sends to the client.
+    Errors: `PeerError`, which the caller sends to the peer.
     """
-    seed = read_seed(client)
+    seed = read_seed(channel)
     try:
-        seeds.put(hello.session, hello.program, seed)
+        seeds.put(hello.session, hello.program, seed, party)
     except SeedError as error:
-        raise PeerProtocolError(client.peer, "cannot be dealt to", str(error)) from None
-    client.send_message({"seeded": True})
+        raise PeerProtocolError(channel.peer, "cannot be dealt to", str(error)) from None
+    channel.send_message({"seeded": True})
 
 
-def left_for(server: Hello, seeds: Seeds) -> Callable[[], list[bytes]]:
-    """Two parties: takes the seed that the client left for the session of a server that said hello."""
-    return lambda: [seeds.take(server.session, server.program)]
+def left_for(leader: Hello, seeds: Seeds, parties: Iterable[str] = ("client",)) -> Callable[[], list[bytes]]:
+    """Takes the seeds that the other parties, in order of rank, left for the session of a leader that said hello."""
+    return lambda: [seeds.take(leader.session, leader.program, party) for party in parties]
 
 
 def meet_as_dealer(
@@ -191,16 +198,14 @@ def meet_as_dealer(
     topology: str = "",
     config: str = "",
     first: dict[str, Any] | None = None,
-    like: Hello | None = None,
 ) -> Hello:
-    """At the dealer, on a channel that a peer opened: the peer's hello. `like`: the hello of the session's first party,
-    which all others must match. `topology`: if the settings name one. The dealer needs no CrypTen, whose version
-    parties name, too. Errors: `PeerError`; the peer gets the reason."""
+    """At the dealer, on a channel that a peer opened: the peer's hello. `topology`: if the settings name one. It needs
+    no CrypTen, whose version N parties name, too. Errors: `PeerError`; the peer gets the reason."""
 
     def choose(theirs: Hello) -> Hello:
         same = theirs.blindformer.partition("+")[0] == spoken_version()
         version = theirs.blindformer if same else spoken_version()
         mine = {"blindformer": version, "role": "dealer", "protocol": protocol, "topology": topology, "config": config}
-        return (like or theirs).model_copy(update=mine)
+        return theirs.model_copy(update=mine)
 
     return greet(channel, choose, timeout, first)

@@ -1,7 +1,7 @@
 """For code that is written for CrypTen: a session among N parties in which its tensors go through Programs.
 
-Every party runs the same code, as CrypTen's users are used to. `meet` opens the session at one party, `deal` is the
-dealer's part; CrypTen's own operations run on our channels (mutual TLS) and on our dealer's tuples meanwhile.
+Every party runs the same code, as CrypTen's users are used to. `meet` opens the session at one party; the dealer is
+`blindformer dealer`. CrypTen's own operations run on our channels (mutual TLS) and on our dealer's tuples meanwhile.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..config import parse_address
 from ..transport.tls import Listener, listen
 from .n_party import Party, PartyModel
 from .parties import DEALER, LEADER, Parties
-from .rendezvous_n import PartyContext, deal_among, join_session
+from .rendezvous_n import PartyContext, join_session
 
 FRACTION_BITS = 16  # of CrypTen's tensors
 
@@ -106,21 +106,6 @@ def meet(
             party.goodbye()
 
 
-def deal(
-    addresses: Mapping[str, str],
-    certificates: str | Path,
-    *,
-    timeout: float = 60,
-    wait: float = 60,
-    idle: float | None = None,
-    listener: Listener | None = None,
-) -> None:
-    """The dealer's part of one session, until party 0 says goodbye. Needs no CrypTen. Errors: PeerError."""
-    parties, places = _parties(addresses)
-    listener = listener or listen(*places[DEALER], server_context(certificates, DEALER), timeout=timeout)
-    deal_among(parties, listener, wait=wait, timeout=timeout, idle=idle)
-
-
 def _parties(addresses: Mapping[str, str]) -> tuple[Parties, dict[str, tuple[str, int]]]:
     if DEALER not in addresses:
         raise CryptenError(f"addresses: name the {DEALER}'s, beside the parties'")
@@ -142,4 +127,4 @@ def _model(folder: str | Path | None, rank: int, length: int | None) -> PartyMod
     return PartyModel(with_shared_io(part.program, FRACTION_BITS), part.constants, weights)
 
 
-__all__ = ["TensorSession", "deal", "meet"]
+__all__ = ["TensorSession", "meet"]

@@ -219,8 +219,8 @@ def test_a_replayed_session(besieged: Besieged, honest) -> None:
     session, frames = honest
     with besieged.attack():
         replayed = converse(besieged.connect(), besieged.hello(session) + b"".join(frames))
-        assert "no client of this session has left its seed, or it was used" in last_words(replayed)
-        with pytest.raises(PeerError, match="has had its client's seed already"):
+        assert "its seed for this session is not here, or was used" in last_words(replayed)
+        with pytest.raises(PeerError, match="its seed for this session was left already"):
             besieged.leave_seed(session)
 
 

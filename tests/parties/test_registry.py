@@ -86,7 +86,7 @@ def test_a_new_protocol_is_known_everywhere(call, tmp_path):
     code, _, errors = call("dealer", "--config", file)
     assert (code, errors.count("\n")) == (1, 1)
     assert (
-        "session.protocol = replicated: this is for protocol beaver or delegated; start its three servers, or say"
+        "session.protocol = replicated: this is for protocol beaver or crypten or delegated; start its three servers"
         in errors
     )
     file.write_text('[session]\nprotocol = "morse"\n')

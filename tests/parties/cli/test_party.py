@@ -1,10 +1,11 @@
-"""`blindformer serve --party`: N parties and a dealer, each a process of its own that knows the others by one file."""
+"""`blindformer serve --party`, and their dealer's service: each a process that knows the others by one file."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import re
+import signal
 import socket
 import time
 from pathlib import Path
@@ -63,15 +64,18 @@ class Site:
         (self.folder / "blindformer.toml").write_text("\n".join(parts))
 
     def start(self, name: str, *arguments: object) -> None:
-        words = ["serve", "--party", name, "--config", "blindformer.toml", *map(str, arguments)]
+        command = ["dealer"] if name == "dealer" else ["serve", "--party", name]
+        words = [*command, "--config", "blindformer.toml", *map(str, arguments)]
         with (self.folder / f"{name}.out").open("w") as out, (self.folder / f"{name}.log").open("w") as errors:
             self.processes[name] = Forked(words, {1: out.fileno(), 2: errors.fileno()}, self.folder)
 
     def end(self) -> dict[str, tuple[int, str, str]]:
-        """Exit code, stdout and stderr of each."""
+        """Exit code, stdout and stderr of each: of the dealer's service when the parties have ended."""
         outcomes = {}
-        for name, process in self.processes.items():
-            code = process.wait(PATIENCE)
+        for name in sorted(self.processes, key="dealer".__eq__):
+            if name == "dealer":
+                self.processes[name].send_signal(signal.SIGTERM)
+            code = self.processes[name].wait(PATIENCE)
             outcomes[name] = code, *((self.folder / f"{name}.{what}").read_text() for what in ("out", "log"))
         return outcomes
 
@@ -108,17 +112,19 @@ def test_two_owners_of_data_and_one_of_the_model_and_answers_for_one_alone(site,
     for number, item in enumerate(inputs):
         for name, value in item.items():
             save_file({name: value}, site.folder / f"{name}{number}.safetensors")
-    for name in ("dealer", "alice"):
-        site.start(name, "--format", "json")
+    site.start("dealer")
+    site.start("alice", "--format", "json")
     site.start("bob", "text0.safetensors", "text1.safetensors")
     site.start("carol", "--file", "image0.safetensors", "--file", "image1.safetensors")
     outcomes = site.end()
     assert [code for code, _, _ in outcomes.values()] == [0] * 4, outcomes
     for name, (_, _, errors) in outcomes.items():
-        assert f"Blindformer {name}   protocol crypten   128 bits   mutual TLS 1.3" in errors
+        title = f"Blindformer {name}   {'' if name == 'dealer' else 'protocol crypten   '}128 bits   mutual TLS 1.3"
+        assert title in errors
         assert "secure against  semi-honest" in errors
-        assert "collusion  the dealer and any party together can read every text" in errors
-        assert "parties  alice (the model, the answers)   bob (text)   carol (image)" in errors
+        assert "collusion  the dealer and any party" in errors
+        roster = "alice (the model, the answers)   bob (text)   carol (image)"
+        assert ("that alice, bob, carol agree on" if name == "dealer" else f"parties  {roster}") in errors
     answers = json.loads(outcomes["alice"][1])
     assert (answers["protocol"], answers["recipient"], answers["parties"]) == ("crypten", "alice", list(NAMES))
     for item, answer in zip(inputs, answers["results"], strict=True):
@@ -137,7 +143,7 @@ def test_a_party_that_dies_in_a_query_is_named_by_every_other(site, classifier):
     for name in ("dealer", "alice", "carol"):
         site.start(name)
     site.start("bob", "--file", "texts")
-    met = {"dealer": 1, "alice": 3, "bob": 2, "carol": 2}  # the dealer speaks to the first party alone
+    met = {"alice": 3, "bob": 2, "carol": 2}  # the first party alone has one with the dealer
     deadline = time.monotonic() + 300
     while not all(_connections(site.processes[name].pid, count) for name, count in met.items()):
         assert time.monotonic() < deadline
@@ -149,10 +155,12 @@ def test_a_party_that_dies_in_a_query_is_named_by_every_other(site, classifier):
         time.sleep(0.1)
     site.processes["carol"].kill()
     outcomes = site.end()
-    for name in ("alice", "bob", "dealer"):
+    for name in ("alice", "bob"):
         code, _, errors = outcomes[name]
         assert code == 1
         assert "carol: closed the connection" in errors.splitlines()[-1]
+    assert outcomes["dealer"][0] == 0, "it serves on"
+    assert "carol: closed the connection" in outcomes["dealer"][2]
 
 
 def _seconds(pid: int) -> float:
@@ -228,16 +236,23 @@ def test_an_address_in_use_and_a_party_that_does_not_come(call, site, classifier
     assert f"{at}: cannot listen there" in errors.splitlines()[-1]
 
 
-def test_services_of_the_other_protocol_say_what_to_start(refused, site, classifier):
+def test_services_of_other_protocols_say_what_to_start(refused, site, classifier):
     site.write(classifier.folder, alice="", bob="")
-    line = refused("dealer", "--config", "blindformer.toml")
-    assert "session.protocol = crypten: this is for protocol beaver or delegated; start its parties with" in line
+    line = refused("serve", "--config", "blindformer.toml")
+    assert "session.protocol = crypten: this is for protocol beaver or ckks or delegated; start its" in line
+
+
+def test_the_dealer_was_a_party_and_is_a_command(refused, site, classifier):
+    site.write(classifier.folder, alice="", bob="")
+    for words in (("--party", "dealer"), ("--party=dealer",)):
+        line = refused("serve", *words, "--config", "blindformer.toml")
+        assert "--party dealer: is a command now: blindformer dealer --config FILE" in line
 
 
 def test_the_files_of_the_page_are_good(tmp_path):
     """docs/deploy.md: the first file as it is; the second is of the parties alone, after the first's."""
     from blindformer.parties.config import load_settings
-    from blindformer.parties.service.party_runner import parties_of
+    from blindformer.parties.session.parties import parties_of
 
     texts = [block.text for block in blocks("toml", ROOT / "docs" / "deploy.md")]
     whole, parties = (text for text in texts if "[crypten.parties" in text)
@@ -250,6 +265,7 @@ def test_the_files_of_the_page_are_good(tmp_path):
 
 def test_the_hash_covers_who_is_who_and_not_what_is_each_partys_own(site, classifier):
     from blindformer.parties.config import load_settings
+    from blindformer.parties.session.parties import parties_of
 
     file = site.folder / "blindformer.toml"
     site.write(classifier.folder, alice="", bob='owns = ["data"]')
@@ -257,7 +273,7 @@ def test_the_hash_covers_who_is_who_and_not_what_is_each_partys_own(site, classi
 
     def hashed(changed: str) -> str:
         file.write_text(changed)
-        return load_settings(file, ("crypten",)).shared_hash()
+        return parties_of(load_settings(file, ("crypten",))).hash()
 
     before = hashed(text)
     elsewhere = text.replace(f'folder = "{classifier.folder}"', 'folder = "elsewhere"\nlisten = "0.0.0.0:7446"')
@@ -265,4 +281,3 @@ def test_the_hash_covers_who_is_who_and_not_what_is_each_partys_own(site, classi
     assert hashed(re.sub(r'address = "[^"]+"', 'address = "elsewhere:1"', text)) == before  # NAT, a tunnel
     assert hashed(text.replace('owns = ["data"]', "")) != before
     assert hashed(text.replace("[crypten.parties.bob]", "[crypten.parties.carol]")) != before
-    assert hashed(text.replace("[crypten]\n", "[crypten]\nlength = 16\n")) != before

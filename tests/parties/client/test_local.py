@@ -166,7 +166,7 @@ parties = LocalParties(Path(sys.argv[1]))
 parties.query(torch.load(sys.argv[2]))
 assert any(step.target.startswith("blindformer.") for step in parties.program.prelude)
 assert not {"torch._dynamo", "sympy"} & set(sys.modules)
-import blindformer.parties.service.two_party, blindformer.parties.reports.estimate
+import blindformer.parties.service.two_party, blindformer.parties.service.dealer, blindformer.parties.reports.estimate
 assert not {"nacl", "seal"} & set(sys.modules)  # of an extra, for sessions without a dealer
 print("open", flush=True); time.sleep(60)
 """

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import blindformer as bf
 import pytest
 import torch
-from blindformer.parties.client.private import InsecureProtocol, PrivateError
+from blindformer.parties.client.private import PrivateError
 from blindformer.tests.shared.threads import in_threads
 from blindformer.tests.shared.tiny import tiny_config
 from torch.utils import _pytree as pytree
@@ -79,20 +79,15 @@ def test_outputs_keep_their_type_and_may_be_one_number(protocol):
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("crypten") is None, reason="crypten is not installed")
-@pytest.mark.parametrize(("protocol", "parties"), [("crypten", 3), ("crypten-insecure", 2)])
-def test_it_answers_among_several_parties(loaded, batches, protocol, parties):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", InsecureProtocol)
-        private = bf.make_private(loaded.model, protocol=protocol, parties=parties, calibration=batches)
-    messages = [str(warning.message) for warning in caught if warning.category is InsecureProtocol]
-    assert ["so it can read the data" in message for message in messages] == [True] * (protocol == "crypten-insecure")
+def test_it_answers_among_several_parties(loaded, batches):
+    private = bf.make_private(loaded.model, protocol="crypten", parties=3, calibration=batches)
     with private:
         answer = private(**batches[0])
         pids = private._session.processes  # pyright: ignore
     with torch.no_grad():
         torch.testing.assert_close(answer.logits, loaded.model(**batches[0]).logits, atol=0.02, rtol=0)
-    assert private.report.protocol == protocol
-    assert len(pids) == parties + (protocol == "crypten"), "the insecure one has no dealer of its own"
+    assert private.report.protocol == "crypten"
+    assert len(pids) == 4
 
 
 class Nested(torch.nn.Module):

@@ -8,7 +8,7 @@ from blindformer.protocols.errors import BlindformerError
 
 
 def test_what_a_launcher_says_is_read_as_it_was_meant():
-    options = LocalOptions(threads=2, deals=True, network=("wan", 0.04, 1e8))
+    options = LocalOptions(threads=2, any_ring=True, network=("wan", 0.04, 1e8))
     assert LocalOptions.read(options.words()[1]) == options
     assert LocalOptions.read(None) == LocalOptions()
 

@@ -214,7 +214,7 @@ def test_text_that_is_no_program(case, text):
 def test_without_a_client_there_is_no_session(case):
     server = Server(case.program, seeds=MemorySeeds())
     server.channel.send_message({"seed": SEED.hex()})
-    assert "no client of this session has left its seed" in str(server.ended())
+    assert "client: cannot be dealt to; its seed for this session is not here, or was used" in str(server.ended())
 
 
 @pytest.mark.parametrize("numbers", [[0, 0], [1, 0], [-1], ["0"], [2**60], [None], [True, True]])

@@ -192,7 +192,7 @@ def test_a_second_seed_for_a_session_is_refused(site):
     session = new_session()
     client = site.client(session=session)
     site.ask(client)
-    with pytest.raises(PeerProtocolError, match="has had its client's seed already; start a new session"):
+    with pytest.raises(PeerProtocolError, match="its seed for this session was left already; start a new session"):
         site.seed(session, bytes(32))
     client.close()
     assert site.ended() == []

@@ -1,4 +1,4 @@
-"""How N parties and a dealer find each other: who is missing is named, and who is not one of them is turned away."""
+"""How N parties find each other: who is missing is named, and who is not one of them is turned away."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import pytest
 from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.certificates.tls_folder import client_context, server_context
 from blindformer.parties.session.parties import Parties
-from blindformer.parties.session.rendezvous_n import PartyContext, deal_among, join_dealer, meet_parties
+from blindformer.parties.session.rendezvous_n import PartyContext, meet_parties
 from blindformer.parties.transport.handshake import Hello, hello
 from blindformer.parties.transport.tls import Listener, dial, listen
-from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerRefused, PeerTimeout
-from blindformer.protocols.streams import new_seed
+from blindformer.protocols.errors import PeerDisagrees, PeerError, PeerRefused
 from blindformer.tests.parties.session.site import small_case
 from blindformer.tests.patience import PATIENCE
 
@@ -25,7 +24,7 @@ SHORT = 1.0  # seconds that a party waits where another does not come
 @pytest.fixture(scope="module")
 def certs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("many-certificates")
-    make_certificates(folder, (*NAMES, "dealer"))
+    make_certificates(folder, NAMES)
     return folder
 
 
@@ -53,12 +52,6 @@ class Site:
     def hello(self, name: str, names=NAMES) -> Hello:
         return self.place(name, names=names).hello(PROGRAM, "")
 
-    def deal(self, wait: float):
-        return self.aside(lambda: deal_among(Parties(NAMES), self.listeners["dealer"], wait=wait, timeout=PATIENCE))
-
-    def join_dealer(self, name: str):
-        return join_dealer(self.place(name), PROGRAM, "0f" * 16, self.addresses["dealer"], new_seed())
-
     def meet(self, name: str, listener: bool = True, **options):
         place = self.place(name, **options)
         addresses = {rank: self.addresses[n] for rank, n in enumerate(NAMES) if n in self.addresses}
@@ -67,9 +60,7 @@ class Site:
 
 @pytest.fixture
 def site(certs, aside):
-    listeners = {
-        name: listen("127.0.0.1", 0, server_context(certs, name), timeout=PATIENCE) for name in (*NAMES[:2], "dealer")
-    }
+    listeners = {name: listen("127.0.0.1", 0, server_context(certs, name), timeout=PATIENCE) for name in NAMES[:2]}
     yield Site(certs, aside, listeners, {name: listener.address for name, listener in listeners.items()})
     for listener in listeners.values():
         listener.close()
@@ -173,23 +164,3 @@ def test_strangers_are_turned_away_and_the_session_begins(site, strangers):
     bob = site.meet("bob", names=("alice", "bob"), listener=False)
     end(alice, bob)
     assert len(refusals) >= 2
-
-
-def test_the_dealer_names_who_did_not_leave_a_seed(site):
-    dealing = site.deal(SHORT)
-    channel = site.join_dealer("alice")
-    site.join_dealer("carol")
-    error = failure(dealing)
-    assert isinstance(error, PeerTimeout)
-    assert str(error).startswith("bob: did not come to the dealer in 1 seconds")
-    with pytest.raises(PeerError, match="bob: did not come"):
-        channel.recv_message()
-    channel.close()
-
-
-def test_a_party_leaves_one_seed_with_the_dealer(site):
-    dealing = site.deal(20)
-    site.join_dealer("carol")
-    with pytest.raises(PeerError, match="carol: has left its seed already"):
-        site.join_dealer("carol")
-    assert "carol: has left its seed already" in str(failure(dealing))

@@ -1,7 +1,7 @@
 """CrypTen's tensors into Programs and out again, among real processes; and what is said to those that do not fit."""
 
 import importlib.util
-from contextlib import suppress
+from contextlib import closing, suppress
 from multiprocessing import get_context
 
 import pytest
@@ -12,12 +12,11 @@ if importlib.util.find_spec("crypten") is None:
 
 from blindformer.models.artifacts import save
 from blindformer.models.compile import compile
-from blindformer.parties.certificates.issuing import make_certificates
 from blindformer.parties.certificates.tls_folder import server_context
-from blindformer.parties.client.local_n_party import run_parties
+from blindformer.parties.client.local_n_party import NPartyProcesses, run_parties
 from blindformer.parties.launch.processes import LaunchError
-from blindformer.parties.session.parties import PartiesError
-from blindformer.parties.session.tensors import deal, meet
+from blindformer.parties.session.parties import PartiesError, numbered
+from blindformer.parties.session.tensors import meet
 from blindformer.parties.transport.tls import listen
 from blindformer.protocols.crypten.versions import CryptenError
 from blindformer.protocols.errors import PeerError, PeerGone
@@ -132,24 +131,25 @@ def hang_up(session):
 
 
 @pytest.mark.slow
-def test_a_goodbye_that_fails_ends_the_session(tmp_path, aside):
-    """CrypTen is as it was: another session may be opened in this process."""
-    make_certificates(tmp_path, ("dealer", "alice", "bob"))
-    spawn, listener = get_context("spawn"), listen("127.0.0.1", 0, server_context(tmp_path, "dealer"))
-    pipe, other_end = spawn.Pipe()
-    alice = spawn.Process(target=comes_and_goes, args=(tmp_path, other_end), daemon=True)
-    alice.start()
-    addresses = {"alice": pipe.recv(), "bob": "127.0.0.1:1", "dealer": "{}:{}".format(*listener.address)}
-    pipe.send(addresses)
-    dealing = aside(deal, addresses, tmp_path, listener=listener, wait=PATIENCE)
-    opened = meet("bob", addresses, tmp_path, wait=PATIENCE)  # who starts queries, and so says goodbye
-    with pytest.raises(PeerGone), opened as session:
-        hang_up(session)
-    assert not torch.distributed.is_initialized()
-    assert not session.crypten.is_initialized()
-    assert isinstance(dealing.exception(PATIENCE), PeerError)
-    alice.join(PATIENCE)
-    assert not alice.is_alive()
+def test_a_goodbye_that_fails_ends_the_session():
+    """CrypTen is as it was: another session may be opened in this process. The dealer serves on."""
+    spawn = get_context("spawn")
+    with closing(NPartyProcesses(numbered(2), PATIENCE)) as dealing:
+        certificates = dealing.certificates
+        pipe, other_end = spawn.Pipe()
+        alice = spawn.Process(target=comes_and_goes, args=(certificates, other_end), daemon=True)
+        alice.start()
+        dealer = str(dealing.addresses["dealer"])
+        addresses = {"alice": pipe.recv(), "bob": "127.0.0.1:1", "dealer": dealer}
+        pipe.send(addresses)
+        opened = meet("bob", addresses, certificates, wait=PATIENCE)  # who starts queries, and so says goodbye
+        with pytest.raises(PeerGone), opened as session:
+            hang_up(session)
+        assert not torch.distributed.is_initialized()
+        assert not session.crypten.is_initialized()
+        alice.join(PATIENCE)
+        assert not alice.is_alive()
+        assert dealing.alive
 
 
 @pytest.mark.parametrize(

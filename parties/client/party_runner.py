@@ -1,13 +1,12 @@
-"""One of N parties of protocol crypten, or their dealer, as a process of its own, for one session.
+"""One of N parties of protocol crypten, as a process of its own, for one session.
 
 `blindformer serve --party` runs it for a person, and with `--local` for the program that started it
-(client/local_n_party.py).
+(local_n_party.py). It is no service: session/rendezvous_n.py says why.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import threading
 import time
@@ -16,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from operator import length_hint
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,42 +27,21 @@ from ...models.loading.huggingface import InputError
 from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.versions import check_versions
 from ...protocols.devices import find_device
-from ...protocols.errors import BlindformerError
-from ..certificates.issuing import ROLES
 from ..config import Address, Settings
 from ..launch import LocalOptions
+from ..launch.processes import A_DAY, BACKLOG
+from ..service.identity import Identity
+from ..service.start import bind
 from ..session.messages import PartRun
 from ..session.n_party import Party
-from ..session.online import Answer, Progress, Timings
-from ..session.parties import DEALER, Parties, PartiesError
-from ..session.preprocessed import GB
-from ..session.rendezvous_n import PartyContext, deal_among, join_session, load_model
+from ..session.online import Answer, Progress
+from ..session.parties import PartiesError, parties_of
+from ..session.rendezvous_n import PartyContext, join_session, load_model
 from ..transport.handshake import Refused
 from ..transport.tls import Listener
-from .identity import Identity
-from .start import bind
+from .result import Result
 
-BACKLOG = 64
 TENSORS = ".safetensors"
-MODEL, DATA = "model", "data"  # what a party may own
-STOP_SECONDS = 1.0
-IDLE_SECONDS = 86400.0  # between queries nobody owes anybody a word; the launcher watches over the processes
-
-
-@dataclass
-class QueryResult:
-    """A query that this party took part in.
-
-    item      what it gave as its input; None where it gave none
-    outputs   float32, at the recipient; `value`: the same in the terms of the model's task (Task.read)
-    error     of this answer alone
-    """
-
-    item: str | None
-    timings: Timings
-    outputs: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    value: Any = None
-    error: BlindformerError | None = None
 
 
 @dataclass(frozen=True)
@@ -76,30 +53,6 @@ class OwnInput:
     part_run: PartRun | None = None
     inputs: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     values: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
-
-
-def parties_of(settings: Settings) -> Parties:
-    """The parties of [crypten.parties], in order. Errors: PartiesError."""
-    sections = settings.crypten.parties
-    names = tuple(sections)
-    owners: dict[str, str] = {}
-    for number, (name, section) in enumerate(sections.items()):
-        where = f"crypten.parties.{name}"
-        if name in ROLES:
-            raise PartiesError(f"{where}: {name} is a role of other protocols, with other certificates; choose another")
-        if section.address is None and number < len(sections) - 1:
-            raise PartiesError(f"{where}: has no address, and the parties after it dial it; write address = ")
-        if MODEL in section.owns and number:
-            raise PartiesError(f"{where}: owns the model, and is not the first; put it before {names[0]}")
-        for item in section.owns:
-            if item in owners:
-                raise PartiesError(f"{where}: owns {item}, which {owners[item]} owns; name one of them")
-            owners[item] = name
-    answering = [name for name, section in sections.items() if section.answers]
-    if len(answering) > 1:
-        raise PartiesError(f"crypten.parties: {' and '.join(answering)} get the answers; name one of them")
-    owners.pop(MODEL, None)
-    return Parties(names, recipient=(answering or [""])[0], data=owners.pop(DATA, ""), owners=owners)
 
 
 class PartyRunner:
@@ -129,6 +82,10 @@ class PartyRunner:
         self._listen = listen
         self._given: Iterator[OwnInput] = iter(())
         self._now: OwnInput | None = None
+        for one in self.parties.names[:-1]:
+            if settings.crypten.parties[one].address is None:
+                what = "has no address, and the parties after it dial it; write address = "
+                raise PartiesError(f"crypten.parties.{one}: {what}")
         whole = not self.model.program.parts
         if whole and self.gets_answers and self.task == "next-token" and "attention_mask" not in self.owns:
             what = "gets the answers, and only who has the text knows where they stand"
@@ -139,10 +96,6 @@ class PartyRunner:
         """The inputs of the model that are this party's."""
         names = self.model.program.inputs
         return [name for name in names if self.parties.input_rank(name) == self.rank] if self.values else []
-
-    @property
-    def asks(self) -> bool:
-        return self.rank == self.parties.asker
 
     @property
     def gets_answers(self) -> bool:
@@ -201,7 +154,6 @@ class PartyRunner:
             self.identity.dialling,
             settings.crypten.wait,
             settings.session.timeout,
-            settings.shared_hash(),
             refused,
             self.device,
         )
@@ -233,9 +185,9 @@ class PartyRunner:
             raise InputError(f"{self.name}: has given {number} inputs, and {asker} asks for more; give equally many")
         return self._now.values
 
-    def read(self, now: OwnInput, answer: Answer) -> QueryResult:
-        """What a query means, at the recipient; and what it took."""
-        result = QueryResult(now.item, answer.timings)
+    def read(self, now: OwnInput, answer: Answer) -> Result:
+        """What a query means, at the recipient; elsewhere only `item`: what this party gave, or None."""
+        result = Result(now.item)
         if not self.gets_answers:
             return result
         assert self.client is not None
@@ -274,55 +226,16 @@ def _read_tensors(file: str) -> dict[str, Tensor]:
         raise InputError(f"{file}: cannot be read ({error}); give a {TENSORS} file of inputs by name") from None
 
 
-class DealerRunner:
-    """The dealer of a deployment, for one session. Errors: PartiesError, CertificateError."""
-
-    name = DEALER
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.parties = settings, parties_of(settings)
-        self.identity = Identity(settings.certificates.folder, DEALER)
-        self.device = find_device(settings.dealer.device)
-
-    def listen(self) -> Listener:
-        """Errors: StartError."""
-        sock = bind(self.settings.dealer.listen, BACKLOG)
-        return Listener(sock, self.identity.accepting, self.settings.session.timeout)
-
-    def deal(self, listener: Listener, refused: Refused = lambda error: None) -> None:
-        """The whole session. Errors: `PeerError`."""
-        settings = self.settings
-        deal_among(
-            self.parties,
-            listener,
-            wait=settings.crypten.wait,
-            timeout=settings.session.timeout,
-            # Between two requests of the leader there is a query, of which the dealer sees nothing.
-            idle=settings.dealer.idle + settings.dealer.query_seconds,
-            config=settings.shared_hash(),
-            device=self.device,
-            refused=refused,
-            memory=settings.dealer.memory_gb * GB,
-        )
-
-
 # --- for a launcher on this machine ---
 
 
 def run_for_launcher(settings: Settings, name: str, options: LocalOptions) -> None:
-    """The whole session, for the program that started this process. Errors: those of PartyRunner and DealerRunner.
+    """The whole session, for the program that started this process. Errors: those of PartyRunner.
 
     On its connection with that program a data owner gets its values of each query, with the part that it runs; the
-    party that asks starts the query then. Answers go back as ring integers. At the end of stdin the process ends, and
-    the session's private files with it.
+    party that asks starts the query then. Answers go back as ring integers. At the end of stdin the process ends.
     """
-    threading.Thread(target=_end_with_stdin, args=(options.scratch,), daemon=True, name="stdin").start()
-    if name == DEALER:
-        _deal(settings)
-        return
-    dealer = threading.Thread(target=_deal_beside, args=(settings,), daemon=True)
-    if options.deals and name == next(iter(settings.crypten.parties)):
-        dealer.start()
+    threading.Thread(target=_end_with_stdin, daemon=True, name="stdin").start()
     link, runner = Connection(options.link), PartyRunner(settings, name)
 
     def given() -> Iterator[OwnInput]:
@@ -336,31 +249,15 @@ def run_for_launcher(settings: Settings, name: str, options: LocalOptions) -> No
         link.send(("answered", outputs, answer.timings, runner.dealer_peak_rss_mb))
 
     runner.take_from(given())
-    try:
-        runner.take_part(
-            runner.listen(),
-            report,
-            idle=IDLE_SECONDS,
-            progress=lambda *done: link.send(("progress", *done)),
-            ready=lambda: link.send(("ready", runner.setup_s, runner.setup_bytes)),
-        )
-    finally:
-        if dealer.ident is not None:  # a process must not end while torch computes in a thread without a join
-            dealer.join(STOP_SECONDS)
+    runner.take_part(
+        runner.listen(),
+        report,
+        idle=A_DAY,
+        progress=lambda *done: link.send(("progress", *done)),
+        ready=lambda: link.send(("ready", runner.setup_s, runner.setup_bytes)),
+    )
 
 
-def _deal(settings: Settings) -> None:
-    dealer = DealerRunner(settings)
-    dealer.deal(dealer.listen())
-
-
-def _deal_beside(settings: Settings) -> None:
-    """INSECURE, for comparison: the dealer is a thread of the model's owner, who then knows every mask."""
-    with suppress(BlindformerError):  # the others see it end, and say so
-        _deal(settings)
-
-
-def _end_with_stdin(scratch: str) -> None:
+def _end_with_stdin() -> None:
     sys.stdin.read()
-    shutil.rmtree(scratch, ignore_errors=True)
     os._exit(1)
