@@ -47,7 +47,7 @@ SPU_SKIPPED = (
     "--spu-python FOLDER/bin/python"
 )
 NOTES = (
-    "INSECURE peer: plain CrypTen is protocol `crypten-insecure`. Its default provider lets party 0, the model's "
+    "INSECURE peer: plain CrypTen's default provider lets party 0, the model's "
     "owner, make every triple, so party 0 can read all that party 1 sends. Its triples cost no traffic, and making "
     "them is part of its online time. SPU's SEMI2K is set up alike.",
     "The peers have no TLS; Blindformer's processes talk over mutual TLS 1.3. SPU's parties are threads of a process.",

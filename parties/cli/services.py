@@ -23,10 +23,8 @@ from .output import MB, answer_table, banner, console, good_until, note, print_j
 from .steps import loading
 
 if TYPE_CHECKING:  # importing it takes seconds
-    from ..client.party_runner import OwnInput, PartyRunner
-    from ..client.result import Result
+    from ..client.party_runner import PartyRunner, QueryResult
     from ..service.service import Service
-    from ..session.online import Answer, Timings
     from ..session.parties import Parties
     from ..transport.tls import Listener
 
@@ -219,14 +217,9 @@ def take_part(
         phases.end("load")
         listener = runner.listen()
         _banner(runner, listener)
-        answered: list[Result] = []
-        spent: list[Timings] = []
+        answered: list[QueryResult] = []
         broken: BlindformerError | None = None
-
-        def report(now: OwnInput, answer: Answer) -> None:
-            answered.append(runner.read(now, answer))
-            spent.append(answer.timings)
-
+        report = lambda now, answer: answered.append(runner.read(now, answer))  # noqa: E731
         try:
             runner.take_part(listener, report, progress=phases.step, refused=_refused)
         except BlindformerError as error:  # what was answered before is good
@@ -237,7 +230,7 @@ def take_part(
     for item in failed:
         note(str(item.error))
     if answered or broken is None:
-        (_print_json if form == "json" else _show)(runner, answered, spent)
+        (_print_json if form == "json" else _show)(runner, answered)
     if broken is not None:
         raise broken
     if failed:
@@ -284,12 +277,13 @@ def _refused(error: Any) -> None:
     note(f"turned away: {error}")
 
 
-def _print_json(runner: PartyRunner, answered: list[Result], spent: list[Timings]) -> None:
+def _print_json(runner: PartyRunner, answered: list[QueryResult]) -> None:
     rows = []
-    for item, took in zip(answered, spent, strict=True):
+    for item in answered:
         row = {} if item.item is None else {"input": item.item}
         if item.error is not None or runner.gets_answers:
             row |= row_of(runner.task, item)
+        took = item.timings
         row |= {"offline_s": took.offline_s, "online_s": took.online_s, "offline_bytes": took.offline_bytes}
         row |= {"online_sent_bytes": took.online.sent, "online_received_bytes": took.online.received}
         rows.append(row | {"rounds": took.rounds})
@@ -308,7 +302,7 @@ def _print_json(runner: PartyRunner, answered: list[Result], spent: list[Timings
     )
 
 
-def _show(runner: PartyRunner, answered: list[Result], spent: list[Timings]) -> None:
+def _show(runner: PartyRunner, answered: list[QueryResult]) -> None:
     out, count = console(), len(answered)
     recipient = runner.parties.names[runner.parties.recipient_rank]
     if runner.gets_answers:
@@ -317,6 +311,7 @@ def _show(runner: PartyRunner, answered: list[Result], spent: list[Timings]) -> 
     else:
         out.print(f"took part in {count} {'query' if count == 1 else 'queries'}; {recipient} has the answers")
     if answered:
+        spent = [item.timings for item in answered]
         out.print(
             f"\n{'on average: ' if count > 1 else ''}"
             f"offline {sum(t.offline_s for t in spent) / count:.2f} s   online "

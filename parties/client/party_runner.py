@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from operator import length_hint
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +28,7 @@ from ...models.loading.huggingface import InputError
 from ...protocols.crypten import PROTOCOL
 from ...protocols.crypten.versions import check_versions
 from ...protocols.devices import find_device
+from ...protocols.errors import BlindformerError
 from ..config import Address, Settings
 from ..launch import LocalOptions
 from ..launch.processes import A_DAY, BACKLOG
@@ -34,14 +36,29 @@ from ..service.identity import Identity
 from ..service.start import bind
 from ..session.messages import PartRun
 from ..session.n_party import Party
-from ..session.online import Answer, Progress
+from ..session.online import Answer, Progress, Timings
 from ..session.parties import PartiesError, parties_of
 from ..session.rendezvous_n import PartyContext, join_session, load_model
 from ..transport.handshake import Refused
 from ..transport.tls import Listener
-from .result import Result
 
 TENSORS = ".safetensors"
+
+
+@dataclass
+class QueryResult:
+    """A query that this party took part in.
+
+    item      what it gave as its input; None where it gave none
+    outputs   float32, at the recipient; `value`: the same in the terms of the model's task (Task.read)
+    error     of this answer alone
+    """
+
+    item: str | None
+    timings: Timings
+    outputs: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    value: Any = None
+    error: BlindformerError | None = None
 
 
 @dataclass(frozen=True)
@@ -185,9 +202,9 @@ class PartyRunner:
             raise InputError(f"{self.name}: has given {number} inputs, and {asker} asks for more; give equally many")
         return self._now.values
 
-    def read(self, now: OwnInput, answer: Answer) -> Result:
-        """What a query means, at the recipient; elsewhere only `item`: what this party gave, or None."""
-        result = Result(now.item)
+    def read(self, now: OwnInput, answer: Answer) -> QueryResult:
+        """What a query means, at the recipient; and what it took."""
+        result = QueryResult(now.item, answer.timings)
         if not self.gets_answers:
             return result
         assert self.client is not None

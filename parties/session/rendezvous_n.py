@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +107,7 @@ def meet_parties(
         end = time.monotonic() + context.wait
         while missing:
             assert listener is not None
-            channel = _accept(context, listener, missing, end, lambda _: context.hello(program, session))
+            channel = _accept(context, listener, missing, end, context.hello(program, session))
             if channel is not None:
                 rank = context.parties.rank(channel.peer)
                 channels[rank] = channel
@@ -147,39 +147,29 @@ def _turn_away(context: PartyContext, listener: Listener, error: PeerError) -> N
 
 
 def _accept(
-    context: PartyContext, listener: Listener, missing: set[int], end: float, choose: Callable[[Hello], Hello]
+    context: PartyContext, listener: Listener, missing: set[int], end: float, mine: Hello
 ) -> StreamChannel | None:
     """The next party that connects; None if it is refused."""
     names, later = [context.parties.names[rank] for rank in sorted(missing)], context.parties.names[context.rank + 1 :]
-    channel = _next(listener, later, end, context.refused, names, f"did not connect in {context.wait:g} seconds")
+    try:
+        channel = listener.accept(max(0.0, end - time.monotonic()), later, context.refused)
+    except PeerTimeout:
+        what = f"did not connect in {context.wait:g} seconds"
+        raise PeerTimeout(", ".join(names), what, "start it, or wait longer") from None
     if channel.peer not in names:
-        context.refused(_refuse(channel, "is here already, from another process"))
+        what = "is here already, from another process; every party takes part once"
+        error = PeerRefused(channel.peer, what, "give each party a rank and a certificate of its own")
+        send_error(channel, error)
+        channel.close()
+        context.refused(error)
         return None
     channel.timeout = min(context.patience, HELLO_SECONDS)
     try:
-        answer_hello(channel, choose, (channel.peer,))
+        answer_hello(channel, lambda theirs: mine, (channel.peer,))
     except BaseException:
         channel.close()
         raise
     return channel
-
-
-def _next(
-    listener: Listener, names: Collection[str], end: float, refused: Refused, missing: Iterable[str], what: str
-) -> StreamChannel:
-    """The next of `names` that connects. Errors: PeerTimeout at the time `end`, naming the `missing` parties."""
-    try:
-        return listener.accept(max(0.0, end - time.monotonic()), names, refused)
-    except PeerTimeout:
-        raise PeerTimeout(", ".join(missing), what, "start it, or wait longer") from None
-
-
-def _refuse(channel: StreamChannel, what: str) -> PeerRefused:
-    remedy = "give each party a rank and a certificate of its own"
-    error = PeerRefused(channel.peer, f"{what}; every party takes part once", remedy)
-    send_error(channel, error)
-    channel.close()
-    return error
 
 
 def load_model(
