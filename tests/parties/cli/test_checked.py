@@ -174,7 +174,7 @@ def test_what_needs_no_model_is_said_before_one_is_loaded(refused, tiny_classifi
 @pytest.mark.parametrize(("name", "option"), RETIRED)
 def test_an_option_of_earlier_versions_says_what_to_do_instead(refused, name, option):
     path = next(path.split() for path in COMMANDS if path.split()[-1] == name)
-    assert refused(*path, "a", option, "9") == f"blindformer: {option}: {retired.OPTIONS[name][option]}\n"
+    assert refused(*path, "a", *option.split(), "9") == f"blindformer: {option}: {retired.OPTIONS[name][option]}\n"
 
 
 @pytest.mark.parametrize("name", retired.COMMANDS)
