@@ -80,7 +80,7 @@ def test_every_value_follows_from_its_arguments(run, name, away):
         check(case, run(case), run.parties)
 
 
-@at_two_levels
+@pytest.mark.parametrize("level", [OWN], indirect=True)  # at that of torch every operation runs above
 @given(programs(), st.booleans(), st.booleans())
 def test_any_program(run, case, owner_away, large):
     case = handed_over(case) if owner_away else case

@@ -111,7 +111,7 @@ def test_numerators_and_denominators_come_out_of_one_product():
     assert len(wide) == 2
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "llama"])  # rotations stand between there
+@pytest.mark.parametrize("name", ["bert", "bert-eager", "gpt2", "vit"])  # of llama, rotations stand between
 def test_no_public_factor_is_left_on_a_matrix_product(name):
     """1 / sqrt(d) sinks into the query's weights."""
     for node in order(optimised(name, "fast")):

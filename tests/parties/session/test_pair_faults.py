@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from typing import Any
 
 import pytest
 
 pytest.importorskip("nacl")
 pytest.importorskip("seal")
-from blindformer.parties.session import preprocessing_store as stores
 from blindformer.parties.session.preprocessing_store import PreprocessingStore, StoreError
 from blindformer.protocols.errors import PeerError
 from blindformer.protocols.kernels import library
 from blindformer.tests.parties.session.site import Site
-from blindformer.tests.parties.session.test_stored import used_once
+from blindformer.tests.parties.session.test_stored import fill_disk, used_once
 
 pytestmark = pytest.mark.skipif(library.library is None, reason="homomorphic products need C kernels")
 
@@ -79,19 +76,7 @@ def test_a_party_is_killed_while_correlations_are_made(case, mine, tmp_path, vic
 def test_a_full_disk_keeps_what_is_there_and_the_session_goes_on(case, mine, tmp_path, monkeypatch, side):
     """The number that was made and not kept is never made again: its masks were used."""
     site = Site(case, store=PreprocessingStore(tmp_path / "server"), dealt=False)
-    store = {"server": site.store, "client": mine}[side]
-    add, full = store.add, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def second(session, number, key, frames=None):
-        if number != 1:
-            return add(session, number, key, frames)
-        if frames is None:
-            raise StoreError("ledger.sqlite", "the disk is full; free space")
-        with monkeypatch.context() as patch:
-            patch.setattr(stores.os, "fsync", lambda descriptor: (_ for _ in ()).throw(full))
-            return add(session, number, key, frames)
-
-    store.add = second
+    fill_disk({"server": site.store, "client": mine}[side], 1, monkeypatch)
     with site.client(store=mine, use_store="off") as party:
         with pytest.raises(StoreError, match="free space"):
             party.precompute(3)

@@ -257,14 +257,12 @@ def test_a_full_store_is_said_so_and_what_was_kept_is_good(site, mine, case):
     site.end()
 
 
-@pytest.mark.parametrize("side", ["server", "client"])
-def test_a_full_disk_keeps_what_is_there(site, mine, monkeypatch, side):
-    """The third file, or row, does not fit."""
-    store = {"server": site.store, "client": mine}[side]
+def fill_disk(store, at, monkeypatch):
+    """The file, or the row, of number `at` does not fit."""
     add, full = store.add, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def third(session, number, key, frames=None):
-        if number < 2:
+    def add_or_fail(session, number, key, frames=None):
+        if number != at:
             return add(session, number, key, frames)
         if frames is None:
             raise StoreError("ledger.sqlite", "the disk is full; free space")
@@ -272,7 +270,12 @@ def test_a_full_disk_keeps_what_is_there(site, mine, monkeypatch, side):
             patch.setattr(stores.os, "fsync", lambda descriptor: (_ for _ in ()).throw(full))
             return add(session, number, key, frames)
 
-    store.add = third
+    store.add = add_or_fail
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_full_disk_keeps_what_is_there(site, mine, monkeypatch, side):
+    fill_disk({"server": site.store, "client": mine}[side], 2, monkeypatch)
     with site.client(store=mine) as party:
         with pytest.raises(StoreError, match="free space"):
             party.precompute(5)
