@@ -92,7 +92,6 @@ def export(model: nn.Module, batch: Mapping[str, Any]) -> Exported:
             with _use_lazy_graph_module(True):  # nobody runs the Python that torch would write for a graph
                 with quietly():
                     exported = torch.export.export(model, (), _arguments(model, batch), strict=False)
-                _replace_writes(exported.graph)
                 if any(_writes(item) for item in exported.graph.nodes):
                     with warnings.catch_warnings():  # torch warns of itself
                         warnings.simplefilter("ignore", FutureWarning)
@@ -185,53 +184,6 @@ def _writes(item: torch.fx.Node) -> bool:
     """Whether an operation writes to its argument. To detach a constant in place changes no number."""
     schema = getattr(item.target, "_schema", None)
     return schema is not None and schema.is_mutable and schema.name != "aten::detach_"
-
-
-def _replace_writes(graph: fx.Graph) -> None:
-    """Make a new value of each write to one that no view shows: to have torch trace the graph anew without any write
-    takes three times as long as the first trace."""
-    for item in list(graph.nodes):
-        if not _writes(item) or (function := _without_write(item)) is None:
-            continue
-        written, later = item.args[0], False
-        with graph.inserting_before(item):
-            new = graph.call_function(function, item.args, item.kwargs)
-        new.meta = dict(item.meta)
-        readers = set(written.users) - {item, new}
-        for reader in graph.nodes:
-            later = later or reader is item
-            if later and reader in readers:
-                reader.replace_input_with(written, new)
-        item.replace_all_uses_with(new)
-        graph.erase_node(item)
-
-
-def _without_write(item: fx.Node) -> torch._ops.OpOverload | None:
-    """The operation that returns what this one writes, where nothing else can see the value that it writes to."""
-    operation, written = item.target, item.args[0]
-    assert isinstance(operation, torch._ops.OpOverload)
-    packet = getattr(torch.ops.aten, operation._schema.name.removeprefix("aten::").removesuffix("_"), None)
-    function = getattr(packet, operation._overloadname, None)
-    aliases = [argument.alias_info for argument in operation._schema.arguments]
-    if function is None or function is operation or any(info is not None for info in aliases[1:]):
-        return None
-    if not isinstance(written, fx.Node) or not all(map(_is_new, [written, *set(written.users) - {item}])):
-        return None
-    if any("val" not in node.meta for node in item.all_input_nodes):
-        return None
-    args, kwargs = fx.map_arg((item.args, item.kwargs), lambda node: node.meta["val"])
-    result, before = function(*args, **kwargs), written.meta["val"]
-    return function if (result.shape, result.dtype) == (before.shape, before.dtype) else None
-
-
-def _is_new(item: fx.Node) -> bool:
-    """Whether a value shares no memory with the arguments of its operation. Compositions do not declare that they do:
-    dropout, in evaluation, returns its argument."""
-    operation = item.target
-    if not isinstance(operation, torch._ops.OpOverload) or operation.namespace not in ("aten", "blindformer"):
-        return item.op == "output"
-    composed = torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), "CompositeImplicitAutograd")
-    return not composed and all(result.alias_info is None for result in operation._schema.returns)
 
 
 # An operation that has no rule, taken apart as PyTorch takes it apart.
