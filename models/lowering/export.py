@@ -93,6 +93,7 @@ def export(model: nn.Module, batch: Mapping[str, Any]) -> Exported:
                 with quietly():
                     exported = torch.export.export(model, (), _arguments(model, batch), strict=False)
                 if any(_writes(item) for item in exported.graph.nodes):
+                    _replace_idle_dropouts(exported.graph)
                     with warnings.catch_warnings():  # torch warns of itself
                         warnings.simplefilter("ignore", FutureWarning)
                         exported = exported.run_decompositions({})  # to values alone: no view is written through
@@ -184,6 +185,13 @@ def _writes(item: torch.fx.Node) -> bool:
     """Whether an operation writes to its argument. To detach a constant in place changes no number."""
     schema = getattr(item.target, "_schema", None)
     return schema is not None and schema.is_mutable and schema.name != "aten::detach_"
+
+
+def _replace_idle_dropouts(graph: fx.Graph) -> None:
+    """A dropout in evaluation returns its argument itself, but torch loses what is written through it there."""
+    for item in graph.nodes:
+        if item.target is torch.ops.aten.dropout.default and not item.args[2]:
+            item.target, item.args = torch.ops.aten.alias.default, item.args[:1]
 
 
 # An operation that has no rule, taken apart as PyTorch takes it apart.

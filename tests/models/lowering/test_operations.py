@@ -241,6 +241,8 @@ OPERATIONS = {
         F.linear(x, m.side / torch.linalg.norm(m.side)) + torch.norm(m.hide(x), keepdim=True)
     ),
     "written into": lambda m, x: F.silu(z := m.hide(x) + 0.0, inplace=True) + z,
+    "written into through a dropout": lambda m, x: F.dropout(z := m.hide(x) + 0.0, 0.1, False).add_(m.side) + z,
+    "written into after a dropout": lambda m, x: (F.dropout(z := m.hide(x) + 0.0, 0.1, False), z.add_(m.side))[0],
     "a root written into": lambda m, x: m.hide(x) / m.hide(x).norm(dim=-1, keepdim=True).add_(1.0),
     "a few of several products": lambda m, x: torch.bmm(
         m.hide(x)[None].expand(3, 4, 6), m.side.view(1, 6, 4) * m.side[0, :3, None, None]
