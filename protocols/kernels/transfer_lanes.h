@@ -129,6 +129,64 @@ TARGET static void NAME(hash_rows)(const u64 *rows, size_t count, const u64 *off
     }
 }
 
+/* The hash of a node is pi(s) xor s, s its halves (low, high) turned to (high, low xor high). */
+TARGET static void NAME(grow_nodes)(const u64 *nodes, size_t trees, size_t width, const __m128i *keys, u64 *children,
+                                    u64 *sums)
+{
+    u64 turned[2 * 8 * LANES] = {0}, left[2 * 8 * LANES];
+    size_t count = trees * width, tree = 0, place = 0;
+    memset(sums, 0, 32 * trees);
+    for (size_t at = 0; at < count; at += 8 * LANES) {
+        size_t size = count - at < 8 * LANES ? count - at : 8 * LANES;
+        const u64 *from = nodes + 2 * at;
+        for (size_t i = 0; i < size; i++) {
+            turned[2 * i] = from[2 * i + 1];
+            turned[2 * i + 1] = from[2 * i] ^ from[2 * i + 1];
+        }
+        BLOCKS x[8];
+        UNROLL
+        for (int i = 0; i < 8; i++) x[i] = LOAD(turned + 2 * i * LANES);
+        NAME(encrypt)(keys, x);
+        UNROLL
+        for (int i = 0; i < 8; i++) STORE(left + 2 * i * LANES, XOR(x[i], LOAD(turned + 2 * i * LANES)));
+        for (size_t i = 0; i < 2 * size; i += 2) {
+            u64 *to = children + 2 * (2 * tree * width + place);
+            for (int half = 0; half < 2; half++) {
+                u64 right = from[i + half] ^ left[i + half];
+                sums[4 * tree + half] ^= to[half] = left[i + half];
+                sums[4 * tree + 2 + half] ^= to[2 * width + half] = right;
+            }
+            if (++place == width) {
+                place = 0;
+                tree++;
+            }
+        }
+    }
+}
+
+/* CODE_BLOCKS of AES are the places of CODE_ROWS rows. */
+TARGET static void NAME(add_code)(u64 *rows, size_t count, const u64 *secret, const __m128i *keys)
+{
+    uint16_t places[8 * CODE_BLOCKS];
+    for (size_t at = 0; at < count; at += CODE_ROWS) {
+        for (int block = 0; block < CODE_BLOCKS; block += 8 * LANES) {
+            BLOCKS x[8], first = NUMBERED(at / CODE_ROWS * CODE_BLOCKS + (u64)block, 0);
+            UNROLL
+            for (int i = 0; i < 8; i++) x[i] = ADD(first, EVERY(_mm_set_epi64x(0, i * LANES)));
+            NAME(encrypt)(keys, x);
+            UNROLL
+            for (int i = 0; i < 8; i++) STORE(places + 8 * (block + i * LANES), x[i]);
+        }
+        for (int row = 0; row < CODE_ROWS; row++) {
+            __m128i *to = (__m128i *)(rows + 2 * (at + (size_t)row)), sum = _mm_loadu_si128(to);
+            UNROLL
+            for (int i = 0; i < CODE_TERMS; i++)
+                sum = _mm_xor_si128(sum, _mm_loadu_si128((const __m128i *)(secret + 2 * places[CODE_TERMS * row + i])));
+            _mm_storeu_si128(to, sum);
+        }
+    }
+}
+
 /* The sum over blocks of plane times coefficient, of degree below 256: four words. */
 TARGET static void NAME(sum_products)(const u64 *plane, const u64 *factors, size_t blocks, u64 *out)
 {
