@@ -102,8 +102,8 @@ def grow_nodes(nodes: Tensor, key: Tensor, children: Tensor) -> Tensor:
 
 @kernel(bindings.add_code)
 def add_code(rows: Tensor, secret: Tensor, key: Tensor) -> Tensor:
-    """Add to each of rows [n, 2] ten rows of `secret` [2^16, 2], whose places are AES of block numbers, 16 bits each. n:
-    a multiple of 128. Returns `rows`."""
+    """Add to each of rows [n, 2] ten rows of `secret` [2^16, 2], whose places are AES of block numbers, 16 bits each.
+    n: a multiple of 128. Returns `rows`."""
     drawn = _encrypted(key, _numbered(0, len(rows) * _CODE_TERMS // 8))
     for places in drawn.numpy().view(np.uint16).reshape(-1, _CODE_TERMS).T:
         rows ^= secret[torch.from_numpy(places.astype(np.int64))]

@@ -46,6 +46,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -124,14 +125,14 @@ class _Part(NamedTuple):
         hash_rows(self.rows, offset, self.first, self.key, width, out[place : place + words * each])
 
 
-class _Transfers:
+class _Transfers(ABC):
     """What both parties hold: seeds, rows of a batch, and how many words of all batches were used."""
 
     def __init__(self, channel: Channel, correlated: Correlated) -> None:
         self._channel, self._delta = channel, correlated.delta
         self._bound, self._seeds = correlated.bound, correlated.rows
         self._code, self._batch = correlated.bound, b""
-        self._rows = torch.empty(ROWS, 2, dtype=torch.int64)
+        self._rows = torch.empty(0, 2, dtype=torch.int64)
         self._used, self._open = 0, True
         self._sum = torch.zeros(2, dtype=torch.int64)
 
@@ -164,12 +165,17 @@ class _Transfers:
         """A batch, which is not checked yet."""
         seeds = self._seeds[BITS + SECRET_ROWS :].view(TREES, DEPTH, 2)
         leaves = self._grown(seeds, _key(b"trees", self._bound))
-        self._rows = add_code(leaves.view(-1, 2), self._seeds[BITS:][:SECRET_ROWS], _key(b"code", self._code, self._used))
+        secret, code = self._seeds[BITS:][:SECRET_ROWS], _key(b"code", self._code, self._used)
+        self._rows = add_code(leaves.view(-1, 2), secret, code)
         self._seeds, self._batch = self._rows[:SEED_ROWS].clone(), self._bound
 
-    def _grown(self, seeds: Tensor, key: Tensor) -> Tensor: ...
+    @abstractmethod
+    def _grown(self, seeds: Tensor, key: Tensor) -> Tensor:
+        """Leaves [trees, leaves, 2] out of seeds [trees, levels, 2]; their sums are added up for the check."""
 
-    def _check(self, masks: Tensor) -> None: ...
+    @abstractmethod
+    def _check(self, masks: Tensor) -> None:
+        """All batches since the last one, under masks [128, 2]."""
 
     def _sent(self, message: Tensor) -> tuple[Tensor, Tensor]:
         """What a batch's message challenges: factors of leaves [leaves, 2] and of trees [trees, 2]."""
@@ -249,7 +255,7 @@ class TransferReceiver(_Transfers):
         message = torch.frombuffer(data, dtype=torch.int64).view(TREES, DEPTH, 2)
         sides, given = seeds[..., 0] & 1, message ^ seeds
         nodes = torch.zeros(TREES, 2, 2, dtype=torch.int64)
-        nodes[_ALL, sides[:, 0]] = given[:, 0]
+        nodes[_ALL, sides[:, 0]] = total = given[:, 0]
         places = 1 - sides[:, 0]  # of the unknown node, which is zero
         for level in range(1, DEPTH):
             width, side = 1 << level, sides[:, level]
@@ -257,10 +263,10 @@ class TransferReceiver(_Transfers):
             sums = grow_nodes(nodes, key, children)
             of_zero = children[_ALL, places]  # the same of both children
             known = given[:, level] ^ sums[_ALL, side] ^ of_zero
-            children[_ALL, places] = children[_ALL, places + width] = torch.zeros_like(known)
+            children[_ALL, places] = children[_ALL, places + width] = torch.zeros(2, dtype=torch.int64)
             children[_ALL, places + width * side] = known
-            nodes, places = children, places + width * (1 - side)
-        nodes[_ALL, places] = sums[:, 0] ^ sums[:, 1] ^ known
+            nodes, places, total = children, places + width * (1 - side), sums[:, 0] ^ sums[:, 1] ^ known
+        nodes[_ALL, places] = total  # of the level, less Delta
         nodes[..., 0] &= -2
         nodes[_ALL, places, 0] |= 1
         of_leaves, of_trees = self._sent(message)

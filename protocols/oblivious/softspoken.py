@@ -1,5 +1,5 @@
-"""Correlated rows out of 128 base transfers: SoftSpokenOT (Roy, CRYPTO 2022, https://eprint.iacr.org/2022/192), with its
-check against a malicious receiver. The rows start what makes transfers by the million (silent.py).
+"""Correlated rows out of 128 base transfers: SoftSpokenOT (Roy, CRYPTO 2022, https://eprint.iacr.org/2022/192), with
+its check against a malicious receiver. The rows start what makes transfers by the million (silent.py).
 
 The sender has Delta, 128 bits of which the lowest is 1, and rows w. The receiver has rows v = w + u Delta, with random
 bits u. All lowest bits of w are 0, so u is the lowest of v.

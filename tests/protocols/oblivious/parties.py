@@ -46,3 +46,17 @@ def set_up(channels: Ends | None = None) -> tuple[TransferSender, TransferReceiv
         lambda: RandomTransfers.sender(to_receiver, SESSION, DIRECTION),
         lambda: RandomTransfers.receiver(to_sender, SESSION, DIRECTION),
     )
+
+
+class Changing(MemoryChannel):
+    """A channel that changes one bit of the first message of a size, in the byte `at`."""
+
+    size: int
+    at: int
+
+    def send(self, data) -> None:
+        changed = bytearray(data)
+        if len(changed) == self.size:
+            changed[self.at] ^= 2
+            self.size = -1
+        super().send(changed)
