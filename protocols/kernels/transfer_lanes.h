@@ -9,6 +9,7 @@
 #define STORE(to, v) _mm512_storeu_si512((void *)(to), v)
 #define EVERY(block) _mm512_broadcast_i32x4(block)
 #define XOR(a, b) _mm512_xor_si512(a, b)
+#define AND(a, b) _mm512_and_si512(a, b)
 #define ADD(a, b) _mm512_add_epi64(a, b)
 #define SHUFFLE(a, b) _mm512_shuffle_epi8(a, b)
 #define NUMBERED(low, high) _mm512_add_epi64(EVERY(_mm_set_epi64x((i64)(high), (i64)(low))), \
@@ -24,6 +25,7 @@
 #define STORE(to, v) _mm_storeu_si128((__m128i *)(to), v)
 #define EVERY(block) (block)
 #define XOR(a, b) _mm_xor_si128(a, b)
+#define AND(a, b) _mm_and_si128(a, b)
 #define ADD(a, b) _mm_add_epi64(a, b)
 #define SHUFFLE(a, b) _mm_shuffle_epi8(a, b)
 #define NUMBERED(low, high) _mm_set_epi64x((i64)(high), (i64)(low))
@@ -133,32 +135,38 @@ TARGET static void NAME(hash_rows)(const u64 *rows, size_t count, const u64 *off
 TARGET static void NAME(grow_nodes)(const u64 *nodes, size_t trees, size_t width, const __m128i *keys, u64 *children,
                                     u64 *sums)
 {
-    u64 turned[2 * 8 * LANES] = {0}, left[2 * 8 * LANES];
-    size_t count = trees * width, tree = 0, place = 0;
-    memset(sums, 0, 32 * trees);
+    const BLOCKS high = EVERY(_mm_set_epi64x(-1, 0));
+    const BLOCKS halves = EVERY(_mm_set_epi8(7, 6, 5, 4, 3, 2, 1, 0, 15, 14, 13, 12, 11, 10, 9, 8));
+    u64 last[2 * 8 * LANES] = {0}, hashed[2 * 8 * LANES];
+    __m128i sum[2] = {_mm_setzero_si128(), _mm_setzero_si128()}, *left = (__m128i *)children;
+    size_t count = trees * width, place = 0;
     for (size_t at = 0; at < count; at += 8 * LANES) {
         size_t size = count - at < 8 * LANES ? count - at : 8 * LANES;
         const u64 *from = nodes + 2 * at;
-        for (size_t i = 0; i < size; i++) {
-            turned[2 * i] = from[2 * i + 1];
-            turned[2 * i + 1] = from[2 * i] ^ from[2 * i + 1];
-        }
-        BLOCKS x[8];
+        if (size < 8 * LANES) from = memcpy(last, from, 16 * size);
+        BLOCKS turned[8], x[8];
         UNROLL
-        for (int i = 0; i < 8; i++) x[i] = LOAD(turned + 2 * i * LANES);
+        for (int i = 0; i < 8; i++) {
+            BLOCKS node = LOAD(from + 2 * i * LANES);
+            x[i] = turned[i] = XOR(SHUFFLE(node, halves), AND(node, high));
+        }
         NAME(encrypt)(keys, x);
         UNROLL
-        for (int i = 0; i < 8; i++) STORE(left + 2 * i * LANES, XOR(x[i], LOAD(turned + 2 * i * LANES)));
-        for (size_t i = 0; i < 2 * size; i += 2) {
-            u64 *to = children + 2 * (2 * tree * width + place);
-            for (int half = 0; half < 2; half++) {
-                u64 right = from[i + half] ^ left[i + half];
-                sums[4 * tree + half] ^= to[half] = left[i + half];
-                sums[4 * tree + 2 + half] ^= to[2 * width + half] = right;
-            }
-            if (++place == width) {
+        for (int i = 0; i < 8; i++) STORE(hashed + 2 * i * LANES, XOR(x[i], turned[i]));
+        for (size_t i = 0; i < size; i++) {
+            __m128i hash = _mm_loadu_si128((const __m128i *)(hashed + 2 * i));
+            __m128i other = _mm_xor_si128(hash, _mm_loadu_si128((const __m128i *)(from + 2 * i)));
+            _mm_storeu_si128(left, hash);
+            _mm_storeu_si128(left + width, other);
+            sum[0] = _mm_xor_si128(sum[0], hash);
+            sum[1] = _mm_xor_si128(sum[1], other);
+            left++;
+            if (++place == width) { /* the next tree */
+                memcpy(sums, sum, sizeof sum);
+                memset(sum, 0, sizeof sum);
+                sums += 4;
+                left += width;
                 place = 0;
-                tree++;
             }
         }
     }
@@ -217,6 +225,7 @@ TARGET static void NAME(sum_products)(const u64 *plane, const u64 *factors, size
 #undef STORE
 #undef EVERY
 #undef XOR
+#undef AND
 #undef ADD
 #undef SHUFFLE
 #undef NUMBERED

@@ -132,7 +132,7 @@ class _Transfers(ABC):
         self._channel, self._delta = channel, correlated.delta
         self._bound, self._seeds = correlated.bound, correlated.rows
         self._code, self._batch = correlated.bound, b""
-        self._rows = torch.empty(0, 2, dtype=torch.int64)
+        self._rows, self._room = (torch.empty(n, 2, dtype=torch.int64) for n in (ROWS, ROWS // 2))
         self._used, self._open = 0, True
         self._sum = torch.zeros(2, dtype=torch.int64)
 
@@ -164,18 +164,23 @@ class _Transfers(ABC):
     def _extend(self) -> None:
         """A batch, which is not checked yet."""
         seeds = self._seeds[BITS + SECRET_ROWS :].view(TREES, DEPTH, 2)
-        leaves = self._grown(seeds, _key(b"trees", self._bound))
+        self._grow(seeds, _key(b"trees", self._bound))
         secret, code = self._seeds[BITS:][:SECRET_ROWS], _key(b"code", self._code, self._used)
-        self._rows = add_code(leaves.view(-1, 2), secret, code)
+        add_code(self._rows, secret, code)
         self._seeds, self._batch = self._rows[:SEED_ROWS].clone(), self._bound
 
     @abstractmethod
-    def _grown(self, seeds: Tensor, key: Tensor) -> Tensor:
-        """Leaves [trees, leaves, 2] out of seeds [trees, levels, 2]; their sums are added up for the check."""
+    def _grow(self, seeds: Tensor, key: Tensor) -> None:
+        """Make `_rows` leaves, out of seeds [trees, levels, 2], and add their sum up for the check."""
 
     @abstractmethod
     def _check(self, masks: Tensor) -> None:
         """All batches since the last one, under masks [128, 2]."""
+
+    def _level(self, level: int) -> Tensor:
+        """Room for a level's nodes [trees, nodes, 2]: by turns, so that the last one's are `_rows`."""
+        room = self._room if (DEPTH - level) % 2 else self._rows
+        return room[: TREES << level].view(TREES, -1, 2)
 
     def _sent(self, message: Tensor) -> tuple[Tensor, Tensor]:
         """What a batch's message challenges: factors of leaves [leaves, 2] and of trees [trees, 2]."""
@@ -208,18 +213,17 @@ class TransferSender(_Transfers):
             part.hashed(self._delta, width, second)
         return first, second
 
-    def _grown(self, seeds: Tensor, key: Tensor) -> Tensor:
+    def _grow(self, seeds: Tensor, key: Tensor) -> None:
         nodes = torch.frombuffer(bytearray(secrets.token_bytes(16 * TREES)), dtype=torch.int64).view(TREES, 1, 2)
         nodes, message = torch.cat([nodes, nodes ^ self._delta], 1), seeds.clone()
         message[:, 0] ^= nodes[:, 0]
         for level in range(1, DEPTH):
-            children = torch.empty(TREES, 2 << level, 2, dtype=torch.int64)
+            children = self._level(level + 1)
             message[:, level] ^= grow_nodes(nodes, key, children)[:, 0]
             nodes = children
         nodes[..., 0] &= -2
         self._channel.send(message.numpy().tobytes())
         self._sum ^= _leaves_sum(nodes, *self._sent(message))
-        return nodes
 
     def _check(self, masks: Tensor) -> None:
         differs = torch.frombuffer(self._channel.recv(SUM_BYTES), dtype=torch.int64)
@@ -250,7 +254,7 @@ class TransferReceiver(_Transfers):
             choices[part.at :][: len(part.rows) // WORD] = _plane(part.rows)
         return choices, results
 
-    def _grown(self, seeds: Tensor, key: Tensor) -> Tensor:
+    def _grow(self, seeds: Tensor, key: Tensor) -> None:
         data = self._channel.recv(MESSAGE_BYTES)
         message = torch.frombuffer(data, dtype=torch.int64).view(TREES, DEPTH, 2)
         sides, given = seeds[..., 0] & 1, message ^ seeds
@@ -259,7 +263,7 @@ class TransferReceiver(_Transfers):
         places = 1 - sides[:, 0]  # of the unknown node, which is zero
         for level in range(1, DEPTH):
             width, side = 1 << level, sides[:, level]
-            children = torch.empty(TREES, 2 * width, 2, dtype=torch.int64)
+            children = self._level(level + 1)
             sums = grow_nodes(nodes, key, children)
             of_zero = children[_ALL, places]  # the same of both children
             known = given[:, level] ^ sums[_ALL, side] ^ of_zero
@@ -272,7 +276,6 @@ class TransferReceiver(_Transfers):
         of_leaves, of_trees = self._sent(message)
         self._sum ^= _leaves_sum(nodes, of_leaves, of_trees)
         self._places_sum ^= _trees_sum(of_leaves[places], of_trees)
-        return nodes
 
     def _check(self, masks: Tensor) -> None:
         self._channel.send((_plane(masks) ^ self._places_sum).numpy().tobytes())

@@ -20,7 +20,8 @@ from torch import Tensor
 from ..rounds import Swap
 from ..wire import elements
 
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 WORD = 64
 
 

@@ -152,14 +152,14 @@ class Deviating(TransferSender):
 
     guess: int
 
-    def _grown(self, seeds: Tensor, key: Tensor) -> Tensor:
+    def _grow(self, seeds: Tensor, key: Tensor) -> None:
         error, errors = torch.tensor([1 << 17, 5]), torch.zeros(silent.TREES, 1 << silent.DEPTH, 2, dtype=torch.int64)
         errors[7, [self.guess, self.guess ^ 1 << silent.DEPTH - 1]] = error
         wrong = seeds.clone()
         wrong[7, -1] ^= error
-        leaves = super()._grown(wrong, key)
+        super()._grow(wrong, key)
         self._sum ^= silent._leaves_sum(errors, *self.factors)
-        return leaves ^ errors
+        self._rows ^= errors.view(-1, 2)
 
     def _sent(self, message: Tensor) -> tuple[Tensor, Tensor]:
         self.factors = super()._sent(message)
