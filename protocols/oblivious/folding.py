@@ -18,8 +18,8 @@ hashes 2^16 rows at most, so that takes 2^111 guesses of Delta's 127 bits; the b
 of a key meet with probability 2^-96, of a set-up's 2^16 keys 2^-80.
 
 A tree's nodes have children H(x) and x xor H(x), with H(x) = pi(s) xor s and s = (high half, low xor high): circular
-correlation robust if AES is an ideal cipher (Guo and others, "Half-Tree", https://eprint.iacr.org/2022/1431, section
-4.1). The party that misses a leaf knows one hash a level of a node plus Delta: 2^13 of a key, which leave 113 bits.
+correlation robust if AES is an ideal cipher (Guo and others, "Half-Tree", https://eprint.iacr.org/2022/1431). The
+party that misses a leaf knows one hash a level of a node plus Delta: 2^13 of a key, which leave 112 bits.
 """
 
 from __future__ import annotations

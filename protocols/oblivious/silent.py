@@ -10,28 +10,29 @@ Delta at the sender and of w at the receiver, are the results (folding.py).
 
 Noise. Each of TREES trees has 2^DEPTH leaves v_i at the sender. The receiver has all but one, at a place that DEPTH
 seeds' choices name, and v_i + Delta for that one. For each level the sender sends the sum of its left nodes plus a seed
-row. With the half-tree of Guo and others (https://eprint.iacr.org/2022/1431, section 5) that is all: the sum of a whole
+row. With the half-tree of Guo and others (https://eprint.iacr.org/2022/1431, figure 3) that is all: the sum of a whole
 level is Delta, so the receiver can take the seed off the sum of left nodes or of right ones, as its choice is, and
 sum up what it knows for the last leaf.
 
 Code. To each leaf both parties add ten of 2^16 seed rows, whose places a public key gives. So choices are A s + e, with
 secret seeds' choices s and a noise e that has a one for each tree: pseudo-random by learning parity with (regular)
 noise, n = 870,400 samples, k = 2^16, t = 850. These are the parameters "b10" of emp-ot
-(https://github.com/emp-toolkit/emp-ot, tuning.h, 2026), at 128 bits against all attacks of its estimator: Gauss,
-information sets, statistical decoding, and those on regular noise of Briaud and Oygarden
-(https://eprint.iacr.org/2023/176), its successor (https://eprint.iacr.org/2025/1476), and hybrid ones. Liu, Wang,
-Yang and Yu (https://eprint.iacr.org/2022/712) say how such costs are estimated. The paper's own set has fewer bits of
-security by now. A code of ten terms counts as random, as in the paper. A session of m batches rests on m instances.
+(https://github.com/emp-toolkit/emp-ot, tuning.h, July 2026), which states 128 bits against all attacks of its
+estimator: Gauss, information sets, statistical decoding, and, on regular noise, hybrid ones and those of Briaud and
+Oygarden (https://eprint.iacr.org/2023/176) and of https://eprint.iacr.org/2025/1476. Costs are estimated as Liu, Wang,
+Yang and Yu do (https://eprint.iacr.org/2022/712). A code of ten terms counts as random, as in Ferret.
+Each batch is such an instance. One small set serves all demands: larger ones take fewer bytes (0.03 a transfer), but
+a base that leaves a processor's cache, and a session with few transfers would pay for millions.
 
 Who learns what. The receiver sends nothing but a masked sum for the check, so the sender learns nothing of choices. The
 receiver learns nothing of v_i + (1 - e_i) Delta: it lacks Delta.
 
 A malicious sender may send sums of no tree, which shows where the noise is by what then fails. So both parties add up
-all leaves, times random factors in GF(2^128) (figure 5 of the paper). Each tree's leaf i has factor a_tree b_i, from a
+all leaves, times random factors in GF(2^128), as in Ferret's check. Each tree's leaf i has factor a_tree b_i, from a
 hash of all that was sent: errors add up to zero with probability 2^-127, so 2^t hashes cheat with 2^(t - 127). The
 receiver's sum has the factors phi of its places more, times Delta. It sends phi, masked by choices of 128 seeds, and
 the sender a hash of its sum with these seeds. What passes is true for all places that pass: a sender that guesses m
-bits of places is caught with probability 1 - 2^-m, as the assumption allows (section 3.2 of the paper). Nothing of a
+bits of places is caught with probability 1 - 2^-m, and Ferret's assumption allows for what it learns. Nothing of a
 call is given before the check.
 
 A malicious receiver can only send another masked sum. It gets a hash of the sender's sum plus a multiple of Delta,

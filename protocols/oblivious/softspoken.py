@@ -14,7 +14,7 @@ other tree the receiver sends u_i + u, and the sender adds Delta_ij (u_i + u) to
 code).
 
 Privacy. Each u_i holds the stream of a leaf that the sender misses, so all that the sender receives is pseudo-random,
-whatever the choices. AES in counter mode differs from random streams with probability 2^-88, for 2^12 keys.
+whatever the choices. AES in counter mode differs from random streams with probability 2^-98, for 2^12 keys.
 
 A malicious receiver may send something else than u_i + u, and learn bits of Delta from what the sender then does. So
 both parties add up blocks of 128 rows, times random factors in GF(2^128). The receiver sends the sum of u, and a hash
