@@ -23,6 +23,7 @@ from ..wire import elements
 T = TypeVar("T")
 U = TypeVar("U")
 WORD = 64
+BATCH_WORDS = 1 << 10  # of triples that are made together, at least: most requests are small
 
 
 class SendingTransfers(Protocol):
@@ -87,15 +88,23 @@ class TransferPool:
     def __init__(self, leader: bool, sending: SendingTransfers, receiving: ReceivingTransfers) -> None:
         """`leader`: the server, whose sending comes first."""
         self._leader, self._sending, self._receiving = leader, sending, receiving
+        self._bits = torch.empty(3, 0, dtype=torch.int64)
 
     def triples(self, shape: tuple[int, ...]) -> Triples:
         """Planes of this shape."""
-        count = WORD * elements(shape)
+        words = elements(shape)
+        if (missing := words - self._bits.shape[1]) > 0:
+            self._bits = torch.cat([self._bits, self._more_triples(max(missing, BATCH_WORDS))], 1)
+        taken, self._bits = self._bits[:, :words], self._bits[:, words:]
+        return Triples(*(part.view(shape) for part in taken))
+
+    def _more_triples(self, words: int) -> Tensor:
+        count = WORD * words
         (first, second), (choice, chosen) = self._both(
             lambda: self._sending.bits(count), lambda: self._receiving.bits(count)
         )
         mine = first ^ second
-        return Triples(*(part.view(shape) for part in (mine, choice, first ^ chosen ^ mine & choice)))
+        return torch.stack([mine, choice, first ^ chosen ^ mine & choice])
 
     def sent_numbers(self, words: int) -> Tensor:
         """Pairs of numbers [2, 64 words], of which the other receives one."""
