@@ -27,6 +27,7 @@ _MOST_BLOCKS = 4  # of a leaf's numbers
 _PRODUCTS = 1 << 23  # that a thread takes at least: a fifth of a millisecond
 _MOST_FACTORS = 5  # of a product that `join` adds
 _MOST_DEPTH = 8  # of a tree that is folded
+_CODE_ROWS = 128  # whose places are drawn together
 
 
 def pack_into(out: bytearray, at: int, tensor: Tensor, width: int, minus: Tensor | None = None) -> int | None:
@@ -397,6 +398,28 @@ def check_sums(planes: Tensor, factors: Tensor) -> Tensor | None:
     out = torch.empty(n, 2, dtype=torch.int64)
     call("check_sums", planes, n, count, factors, lanes, out)
     return out
+
+
+def grow_nodes(nodes: Tensor, key: Tensor, children: Tensor) -> Tensor | None:
+    lanes = transfer_lanes()
+    if not lanes or nodes.dim() != 3 or nodes.shape[2] != 2 or key.shape != (2,) or not whole(nodes, key, children):
+        return None
+    trees, width, _ = nodes.shape
+    if not width or children.shape != (trees, 2 * width, 2):
+        return None
+    sums = torch.empty(trees, 2, 2, dtype=torch.int64)
+    call("grow_nodes", nodes, trees, width, key, lanes, children, sums)
+    return sums
+
+
+def add_code(rows: Tensor, secret: Tensor, key: Tensor) -> Tensor | None:
+    lanes, count = transfer_lanes(), len(rows)
+    if not lanes or count % _CODE_ROWS or rows.shape != (count, 2) or secret.shape != (1 << 16, 2) or key.shape != (2,):
+        return None
+    if not whole(rows, secret, key):
+        return None
+    call("add_code", rows, count, secret, key, lanes)
+    return rows
 
 
 def transfer_lanes() -> int:

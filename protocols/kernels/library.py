@@ -71,6 +71,8 @@ _TAKES = {
     "transpose_planes": "ana",
     "hash_rows": "anauaiia",
     "check_sums": "annaia",
+    "grow_nodes": "annaiaa",
+    "add_code": "anaai",
     "row_products": "ananniaainaa",
     "transform": "aninaaai",
     "divide_by_last": "aninaaaaaaaa",

@@ -1,5 +1,5 @@
-/* Oblivious transfer: key streams and their sums, transposition, hashes and check sums (oblivious/folding.py says what
- * they compute).
+/* Oblivious transfer: key streams and their sums, transposition, trees, codes, hashes and check sums (oblivious/folding.py
+ * says what they compute).
  *
  * AES is the processor's: these kernels are for x86-64 with AVX2, AES-NI and PCLMULQDQ, and with AVX-512, VAES and
  * VPCLMULQDQ take four blocks at once. Elsewhere `cryptography` encrypts, and torch computes the rest. Whoever calls
@@ -16,7 +16,10 @@
 enum {
     ROUNDS = 10,    /* of AES-128 */
     PIECE = 512,    /* bytes of key stream of a leaf at once */
-    MOST_DEPTH = 8  /* of a tree */
+    MOST_DEPTH = 8, /* of a tree */
+    CODE_TERMS = 10, /* of a row, each a place of 16 bits */
+    CODE_ROWS = 128,
+    CODE_BLOCKS = CODE_ROWS * CODE_TERMS / 8
 };
 
 const i64 transfer_lanes = VECTOR == 64 ? 4 : 1; /* at most */
@@ -89,6 +92,24 @@ void hash_rows(const u64 *rows, size_t count, const u64 *offset, u64 first, cons
     __m128i keys[ROUNDS + 1];
     expand_key(key, keys);
     BY_LANES(lanes, hash_rows, rows, count, offset, first, keys, width, out);
+}
+
+/* Of nodes [trees, width, 2] the children [trees, 2 width, 2], left ones first, and the sums [trees, 2, 2] of either.
+ * key: [2]. */
+void grow_nodes(const u64 *nodes, size_t trees, size_t width, const u64 *key, int lanes, u64 *children, u64 *sums)
+{
+    __m128i keys[ROUNDS + 1];
+    expand_key(key, keys);
+    BY_LANES(lanes, grow_nodes, nodes, trees, width, keys, children, sums);
+}
+
+/* Add to rows [count, 2] CODE_TERMS rows each of `secret` [2^16, 2], whose places AES of block numbers draws. count: a
+ * multiple of CODE_ROWS. */
+void add_code(u64 *rows, size_t count, const u64 *secret, const u64 *key, int lanes)
+{
+    __m128i keys[ROUNDS + 1];
+    expand_key(key, keys);
+    BY_LANES(lanes, add_code, rows, count, secret, keys);
 }
 
 /* Modulo x^128 + x^7 + x^2 + x + 1: of planes [n, count], the sums [n, 2] of blocks times factors [count]. */
@@ -173,6 +194,8 @@ const i64 transfer_lanes = 0;
 void fold(void) {}
 void hash_rows(void) {}
 void check_sums(void) {}
+void grow_nodes(void) {}
+void add_code(void) {}
 void transpose_planes(void) {}
 
 #endif

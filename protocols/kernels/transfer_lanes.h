@@ -9,6 +9,7 @@
 #define STORE(to, v) _mm512_storeu_si512((void *)(to), v)
 #define EVERY(block) _mm512_broadcast_i32x4(block)
 #define XOR(a, b) _mm512_xor_si512(a, b)
+#define AND(a, b) _mm512_and_si512(a, b)
 #define ADD(a, b) _mm512_add_epi64(a, b)
 #define SHUFFLE(a, b) _mm512_shuffle_epi8(a, b)
 #define NUMBERED(low, high) _mm512_add_epi64(EVERY(_mm_set_epi64x((i64)(high), (i64)(low))), \
@@ -24,6 +25,7 @@
 #define STORE(to, v) _mm_storeu_si128((__m128i *)(to), v)
 #define EVERY(block) (block)
 #define XOR(a, b) _mm_xor_si128(a, b)
+#define AND(a, b) _mm_and_si128(a, b)
 #define ADD(a, b) _mm_add_epi64(a, b)
 #define SHUFFLE(a, b) _mm_shuffle_epi8(a, b)
 #define NUMBERED(low, high) _mm_set_epi64x((i64)(high), (i64)(low))
@@ -129,6 +131,70 @@ TARGET static void NAME(hash_rows)(const u64 *rows, size_t count, const u64 *off
     }
 }
 
+/* The hash of a node is pi(s) xor s, s its halves (low, high) turned to (high, low xor high). */
+TARGET static void NAME(grow_nodes)(const u64 *nodes, size_t trees, size_t width, const __m128i *keys, u64 *children,
+                                    u64 *sums)
+{
+    const BLOCKS high = EVERY(_mm_set_epi64x(-1, 0));
+    const BLOCKS halves = EVERY(_mm_set_epi8(7, 6, 5, 4, 3, 2, 1, 0, 15, 14, 13, 12, 11, 10, 9, 8));
+    u64 last[2 * 8 * LANES] = {0}, hashed[2 * 8 * LANES];
+    __m128i sum[2] = {_mm_setzero_si128(), _mm_setzero_si128()}, *left = (__m128i *)children;
+    size_t count = trees * width, place = 0;
+    for (size_t at = 0; at < count; at += 8 * LANES) {
+        size_t size = count - at < 8 * LANES ? count - at : 8 * LANES;
+        const u64 *from = nodes + 2 * at;
+        if (size < 8 * LANES) from = memcpy(last, from, 16 * size);
+        BLOCKS turned[8], x[8];
+        UNROLL
+        for (int i = 0; i < 8; i++) {
+            BLOCKS node = LOAD(from + 2 * i * LANES);
+            x[i] = turned[i] = XOR(SHUFFLE(node, halves), AND(node, high));
+        }
+        NAME(encrypt)(keys, x);
+        UNROLL
+        for (int i = 0; i < 8; i++) STORE(hashed + 2 * i * LANES, XOR(x[i], turned[i]));
+        for (size_t i = 0; i < size; i++) {
+            __m128i hash = _mm_loadu_si128((const __m128i *)(hashed + 2 * i));
+            __m128i other = _mm_xor_si128(hash, _mm_loadu_si128((const __m128i *)(from + 2 * i)));
+            _mm_storeu_si128(left, hash);
+            _mm_storeu_si128(left + width, other);
+            sum[0] = _mm_xor_si128(sum[0], hash);
+            sum[1] = _mm_xor_si128(sum[1], other);
+            left++;
+            if (++place == width) { /* the next tree */
+                memcpy(sums, sum, sizeof sum);
+                memset(sum, 0, sizeof sum);
+                sums += 4;
+                left += width;
+                place = 0;
+            }
+        }
+    }
+}
+
+/* CODE_BLOCKS of AES are the places of CODE_ROWS rows. */
+TARGET static void NAME(add_code)(u64 *rows, size_t count, const u64 *secret, const __m128i *keys)
+{
+    uint16_t places[8 * CODE_BLOCKS];
+    for (size_t at = 0; at < count; at += CODE_ROWS) {
+        for (int block = 0; block < CODE_BLOCKS; block += 8 * LANES) {
+            BLOCKS x[8], first = NUMBERED(at / CODE_ROWS * CODE_BLOCKS + (u64)block, 0);
+            UNROLL
+            for (int i = 0; i < 8; i++) x[i] = ADD(first, EVERY(_mm_set_epi64x(0, i * LANES)));
+            NAME(encrypt)(keys, x);
+            UNROLL
+            for (int i = 0; i < 8; i++) STORE(places + 8 * (block + i * LANES), x[i]);
+        }
+        for (int row = 0; row < CODE_ROWS; row++) {
+            __m128i *to = (__m128i *)(rows + 2 * (at + (size_t)row)), sum = _mm_loadu_si128(to);
+            UNROLL
+            for (int i = 0; i < CODE_TERMS; i++)
+                sum = _mm_xor_si128(sum, _mm_loadu_si128((const __m128i *)(secret + 2 * places[CODE_TERMS * row + i])));
+            _mm_storeu_si128(to, sum);
+        }
+    }
+}
+
 /* The sum over blocks of plane times coefficient, of degree below 256: four words. */
 TARGET static void NAME(sum_products)(const u64 *plane, const u64 *factors, size_t blocks, u64 *out)
 {
@@ -159,6 +225,7 @@ TARGET static void NAME(sum_products)(const u64 *plane, const u64 *factors, size
 #undef STORE
 #undef EVERY
 #undef XOR
+#undef AND
 #undef ADD
 #undef SHUFFLE
 #undef NUMBERED

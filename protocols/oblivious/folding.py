@@ -1,4 +1,4 @@
-"""Arithmetic of oblivious transfer on many rows at once: sums of key streams, rows of bit planes, hashes, check sums.
+"""Arithmetic of oblivious transfer on many rows at once: key streams, rows of bit planes, trees, codes, hashes, checks.
 
 A plane has a bit of each row: int64 [words], row i in bit i % 64 of word i / 64. A row is 128 bits: int64 [2], bit p in
 bit p % 64 of word p / 64. Numbers of words are multiples of `WORDS`.
@@ -9,13 +9,17 @@ The hash of row x with tweak i is TMMO, pi(pi(x) xor i) xor pi(x), where pi is A
 Yu, "Efficient and secure multiparty computation from fixed-key block ciphers", https://eprint.iacr.org/2019/074,
 section 7.4). It is tweakable circular correlation robust if AES is an ideal cipher: whoever does not know Delta cannot
 tell hashes of x xor Delta, for any x and tweaks none of which comes twice, from random. Tweaks are a row's number in
-the set-up, and each message's rows have a key of their own (softspoken.py), after Guo, Katz, Wang, Weng and Yu for many
+its batch, and few rows have one key (silent.py), after Guo, Katz, Wang, Weng and Yu for many
 instances (https://eprint.iacr.org/2019/1168).
 
 The bound grows with hashes times guesses, and an attack meets it. With z = pi(x) xor i, the hash xor i is pi(z) xor z,
 whatever the tweak: so a guess of z is compared with all rows of a key at once, and gives Delta where it fits one. A key
-hashes 2^16 rows at most, so that takes 2^112 guesses; the bound leaves 110 of 128 bits. Besides, inner values of a key
-meet with probability 2^-96, of a set-up's 2^16 keys 2^-80.
+hashes 2^16 rows at most, so that takes 2^111 guesses of Delta's 127 bits; the bound leaves 109. Besides, inner values
+of a key meet with probability 2^-96, of a set-up's 2^16 keys 2^-80.
+
+A tree's nodes have children H(x) and x xor H(x), with H(x) = pi(s) xor s and s = (high half, low xor high): circular
+correlation robust if AES is an ideal cipher (Guo and others, "Half-Tree", https://eprint.iacr.org/2022/1431). The
+party that misses a leaf knows one hash a level of a node plus Delta: 2^13 of a key, which leave 112 bits.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ WORDS = 8  # of a plane: 512 rows
 BITS = 128  # of a row
 _BLOCK_BYTES = 16
 _REDUCTION = 0x87  # x^128 = x^7 + x^2 + x + 1
+_CODE_TERMS = 10
 _SUM_WORDS = 1 << 6  # of a plane that are summed at once: counts of 2^12 rows are exact in float32
 
 
@@ -75,18 +80,34 @@ def transpose_planes(planes: Tensor, rows: Tensor) -> Tensor:
 def hash_rows(rows: Tensor, offset: Tensor, first: int, key: Tensor, width: int, out: Tensor) -> Tensor:
     """Hashes of rows [n, 2] with an offset [2] added, whose tweaks count from `first`, n a multiple of 64. `out` gets
     their low `width` bytes, signed, [n]; or, of width 0, their lowest bits as a plane. Returns `out`."""
-    cipher = Cipher(algorithms.AES(key.numpy().tobytes()), modes.ECB()).encryptor()
-
-    def permuted(x: Tensor) -> Tensor:
-        return torch.frombuffer(bytearray(cipher.update(x.numpy().tobytes())), dtype=torch.int64).view(-1, 2)
-
-    once = permuted(rows ^ offset)
-    tweaks = torch.stack([torch.arange(first, first + len(rows)), torch.zeros(len(rows), dtype=torch.int64)], 1)
-    low = (permuted(once ^ tweaks) ^ once)[:, 0]
+    once = _encrypted(key, rows ^ offset)
+    low = (_encrypted(key, once ^ _numbered(first, len(rows))) ^ once)[:, 0]
     if width:
         return out.copy_(low << 64 - 8 * width >> 64 - 8 * width)
     bits = np.packbits((low & 1).to(torch.uint8).numpy(), bitorder="little")
     return out.copy_(torch.from_numpy(bits.view(np.int64)))
+
+
+@kernel(bindings.grow_nodes)
+def grow_nodes(nodes: Tensor, key: Tensor, children: Tensor) -> Tensor:
+    """`children` [trees, 2 n, 2] of nodes [trees, n, 2]: all left ones, then all right ones. Returns the sums
+    [trees, 2, 2] of the left and the right ones."""
+    low, high = nodes.unbind(-1)
+    turned = torch.stack([high, low ^ high], -1)
+    left = _encrypted(key, turned) ^ turned
+    torch.cat([left, nodes ^ left], 1, out=children)
+    sides = children.numpy().reshape(len(nodes), 2, -1, 2)
+    return torch.from_numpy(np.bitwise_xor.reduce(sides, axis=2))
+
+
+@kernel(bindings.add_code)
+def add_code(rows: Tensor, secret: Tensor, key: Tensor) -> Tensor:
+    """Add to each of rows [n, 2] ten rows of `secret` [2^16, 2], whose places are AES of block numbers, 16 bits each.
+    n: a multiple of 128. Returns `rows`."""
+    drawn = _encrypted(key, _numbered(0, len(rows) * _CODE_TERMS // 8))
+    for places in drawn.numpy().view(np.uint16).reshape(-1, _CODE_TERMS).T:
+        rows ^= secret[torch.from_numpy(places.astype(np.int64))]
+    return rows
 
 
 @kernel(bindings.check_sums)
@@ -110,3 +131,14 @@ def check_sums(planes: Tensor, factors: Tensor) -> Tensor:
         counts = torch.from_numpy(bits).float() @ torch.from_numpy(columns).float()
         total ^= (counts.to(torch.int64) & 1).to(torch.uint8).numpy()
     return torch.from_numpy(np.packbits(total, axis=1, bitorder="little").view(np.int64))
+
+
+def _encrypted(key: Tensor, blocks: Tensor) -> Tensor:
+    cipher = Cipher(algorithms.AES(key.numpy().tobytes()), modes.ECB()).encryptor()
+    data = cipher.update(blocks.contiguous().numpy().tobytes())
+    return torch.frombuffer(bytearray(data), dtype=torch.int64).view(blocks.shape)
+
+
+def _numbered(first: int, count: int) -> Tensor:
+    """Blocks [count, 2] that count up."""
+    return torch.stack([torch.arange(first, first + count), torch.zeros(count, dtype=torch.int64)], 1)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..beaver.source import Source
 from ..homomorphic.lattice import PUBLIC_BYTES
-from ..oblivious.softspoken import DEPTH, cost, setup_cost
+from ..oblivious.silent import cost, setup_cost, words_of
 from ..rounds import Swap
 from ..streams import Stream, new_seed
 from .crossed_products import CutProducts, KeptWeights
@@ -52,9 +52,9 @@ class PairCost:
         return total
 
 
-def setup_traffic(depth: int = DEPTH) -> BothWays:
+def setup_traffic() -> BothWays:
     """Of a session, once, without its weights."""
-    one = setup_cost(depth)
+    one = setup_cost()
     both = one.from_receiver + one.from_sender
     return BothWays(both + PUBLIC_BYTES, both)
 
@@ -66,11 +66,9 @@ class SessionCosts:
     first, second = costs.of(walk), costs.of(walk)
     """
 
-    def __init__(self, depth: int = DEPTH) -> None:
+    def __init__(self) -> None:
         self.out = PairCost()
-        self._pair = Pair(
-            True, TransferPool(True, *(_DeclaredTransfers(self, depth, sends) for sends in (True, False)))
-        )
+        self._pair = Pair(True, TransferPool(True, *(_DeclaredTransfers(self, sends) for sends in (True, False))))
         self._wire = PairWire(self._swaps, _DeclaredProducts(self, {}))
 
     def of(self, walk: Callable[[Source], object]) -> PairCost:
@@ -90,8 +88,8 @@ class _DeclaredTransfers:
     """One direction's, at the server, which sends or receives them."""
 
     costs: SessionCosts
-    depth: int
     sends: bool
+    used: int = 0  # words
 
     def bits(self, count: int) -> tuple[Tensor, Tensor]:
         return self._counted(count, count // WORD, count // WORD)
@@ -100,7 +98,8 @@ class _DeclaredTransfers:
         return self._counted(count, count if self.sends else count // WORD, count)
 
     def _counted(self, count: int, *sizes: int) -> tuple[Tensor, Tensor]:
-        from_receiver, from_sender, _ = cost(count, self.depth)
+        from_receiver, from_sender, _ = cost(count, self.used)
+        self.used += words_of(count)
         both = (from_sender, from_receiver) if self.sends else (from_receiver, from_sender)
         self.costs.out.add("transfers", *both)
         first, second = (torch.zeros(size, dtype=torch.int64) for size in sizes)

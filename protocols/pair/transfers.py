@@ -10,9 +10,9 @@ Who learns what: nothing. Each party holds bits of its own, and shares that are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,8 +20,10 @@ from torch import Tensor
 from ..rounds import Swap
 from ..wire import elements
 
+T = TypeVar("T")
+U = TypeVar("U")
 WORD = 64
-BATCH_WORDS = 1 << 10  # of random transfers that are made together, at least
+BATCH_WORDS = 1 << 10  # of triples that are made together, at least: most requests are small
 
 
 class SendingTransfers(Protocol):
@@ -81,15 +83,12 @@ class Triples(NamedTuple):
 
 
 class TransferPool:
-    """Random transfers of both directions, drawn in batches at the same places by both parties, each used once."""
+    """Random transfers of both directions, drawn by both parties at the same places, each used once."""
 
     def __init__(self, leader: bool, sending: SendingTransfers, receiving: ReceivingTransfers) -> None:
         """`leader`: the server, whose sending comes first."""
         self._leader, self._sending, self._receiving = leader, sending, receiving
         self._bits = torch.empty(3, 0, dtype=torch.int64)
-        self._sent = torch.empty(2, 0, dtype=torch.int64)
-        self._received = torch.empty(0, dtype=torch.int64)
-        self._choices = torch.empty(0, dtype=torch.int64)
 
     def triples(self, shape: tuple[int, ...]) -> Triples:
         """Planes of this shape."""
@@ -100,35 +99,28 @@ class TransferPool:
         return Triples(*(part.view(shape) for part in taken))
 
     def _more_triples(self, words: int) -> Tensor:
-        if self._leader:
-            (first, second), (choice, chosen) = self._sending.bits(WORD * words), self._receiving.bits(WORD * words)
-        else:
-            (choice, chosen), (first, second) = self._receiving.bits(WORD * words), self._sending.bits(WORD * words)
+        count = WORD * words
+        (first, second), (choice, chosen) = self._both(
+            lambda: self._sending.bits(count), lambda: self._receiving.bits(count)
+        )
         mine = first ^ second
         return torch.stack([mine, choice, first ^ chosen ^ mine & choice])
 
     def sent_numbers(self, words: int) -> Tensor:
         """Pairs of numbers [2, 64 words], of which the other receives one."""
-        if (missing := WORD * words - self._sent.shape[1]) > 0:
-            more = self._sending.numbers(max(missing, WORD * BATCH_WORDS), 8)
-            self._sent = torch.cat([self._sent, torch.stack(more)], 1)
-        taken, self._sent = self._sent[:, : WORD * words], self._sent[:, WORD * words :]
-        return taken
+        return torch.stack(self._sending.numbers(WORD * words, 8))
 
     def received_numbers(self, words: int) -> tuple[Tensor, Tensor]:
         """Choices as a plane [words], and the number that was chosen of each pair [64 words]."""
-        if (missing := words - self._choices.shape[0]) > 0:
-            choices, more = self._receiving.numbers(WORD * max(missing, BATCH_WORDS), 8)
-            self._choices = torch.cat([self._choices, choices])
-            self._received = torch.cat([self._received, more])
-        choices, self._choices = self._choices[:words], self._choices[words:]
-        taken, self._received = self._received[: WORD * words], self._received[WORD * words :]
-        return choices, taken
+        return self._receiving.numbers(WORD * words, 8)
 
     def exchanged_numbers(self, words: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """As many of both directions, at both parties: what is sent, and what is received."""
+        return self._both(lambda: self.sent_numbers(words), lambda: self.received_numbers(words))
+
+    def _both(self, send: Callable[[], T], receive: Callable[[], U]) -> tuple[T, U]:
         if self._leader:
-            sent = self.sent_numbers(words)
-            return sent, self.received_numbers(words)
-        received = self.received_numbers(words)
-        return self.sent_numbers(words), received
+            sent = send()
+            return sent, receive()
+        received = receive()
+        return send(), received

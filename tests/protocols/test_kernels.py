@@ -223,6 +223,15 @@ def _check_sums(draw: Draw, n: int) -> tuple[object, ...]:
     return uniform(draw(st.integers(1, 9)), words), uniform(words)
 
 
+def _grow_nodes(draw: Draw, n: int) -> tuple[object, ...]:
+    trees, width = draw(st.integers(1, 9)), 1 << draw(st.integers(0, 7))
+    return uniform(trees, width, 2), uniform(2), uniform(trees, 2 * width, 2)
+
+
+def _add_code(draw: Draw, n: int) -> tuple[object, ...]:
+    return uniform(128 * draw(st.integers(1, 5)), 2), uniform(1 << 16, 2), uniform(2)
+
+
 DRAWN = {
     name: globals()[f"_{name.removesuffix('_into')}"]
     for name in (
@@ -240,10 +249,10 @@ DRAWN = {
         *("corrected_children", "deal_level", "leaf_numbers", "last_cells", "row_parities"),
         *("read_table", "to_planes", "from_plane", "compare_blocks", "join", "matmul"),
         *("linear32", "quantised", "open_rows", "pack24", "unpack24"),
-        *("fold", "transpose_planes", "hash_rows", "check_sums"),
+        *("fold", "transpose_planes", "hash_rows", "check_sums", "grow_nodes", "add_code"),
     )
 }
-OF_TRANSFERS = ("fold", "transpose_planes", "hash_rows", "check_sums")
+OF_TRANSFERS = ("fold", "transpose_planes", "hash_rows", "check_sums", "grow_nodes", "add_code")
 WRITING = ("leaf_numbers", "deal_level", *OF_TRANSFERS)  # into an argument
 
 
@@ -284,7 +293,7 @@ def test_a_kernel_gives_the_bits_of_its_torch_function(name: str, level: str, da
         with levels.at(level):
             result = function(*args)
         assert result is not None
-        written = {"pack_into": 0, "deal_level": 4, "open_rows": 8, "fold": 3}
+        written = {"pack_into": 0, "deal_level": 4, "open_rows": 8, "fold": 3, "grow_nodes": 2}
         results.append((result, args[written[name]]) if name in written else result)
     assert _same(*results), given
 
@@ -400,6 +409,12 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
         ("hash_rows", (uniform(64, 2), uniform(1), 0, uniform(2), 8, uniform(64)), {}),
         ("hash_rows", (uniform(64, 2), uniform(2), 0, uniform(2), 0, uniform(64)), {}),
         ("hash_rows", (uniform(64, 2), uniform(2), 0, uniform(2), 9, uniform(64)), {}),
+        ("grow_nodes", (uniform(2, 4, 2), uniform(2), uniform(2, 7, 2)), {}),
+        ("grow_nodes", (uniform(2, 4, 2), uniform(3), uniform(2, 8, 2)), {}),
+        ("grow_nodes", (uniform(2, 4, 3), uniform(2), uniform(2, 8, 3)), {}),
+        ("add_code", (uniform(127, 2), uniform(1 << 16, 2), uniform(2)), {}),
+        ("add_code", (uniform(128, 2), uniform((1 << 16) - 1, 2), uniform(2)), {}),
+        ("add_code", (uniform(128, 2), uniform(1 << 16, 2), uniform(1)), {}),
         ("check_sums", (uniform(2, 9), uniform(9)), {}),
         ("check_sums", (uniform(2, 8), uniform(7)), {}),
     ):

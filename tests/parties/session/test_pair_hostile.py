@@ -29,17 +29,16 @@ from blindformer.protocols.errors import (
 from blindformer.protocols.homomorphic.lattice import CIPHERTEXT_BYTES, PUBLIC_BYTES
 from blindformer.protocols.homomorphic.products import product_cost
 from blindformer.protocols.kernels import library
-from blindformer.protocols.oblivious.softspoken import BITS, cost
+from blindformer.protocols.oblivious.silent import MESSAGE_BYTES
 from blindformer.tests.parties.session.site import Site
 
 pytestmark = pytest.mark.skipif(library.library is None, reason="homomorphic products need C kernels")
 
 NO_PLACE = "sent a message that has no place here"
 OTHER = {"server": "client", "client": "server"}
-TRANSFERS = cost((1 << 16) - BITS).from_receiver
 FRAMES = {  # by party, the size of some that it sends
-    "server": {"public key": PUBLIC_BYTES, "transfers": TRANSFERS, "weights": CIPHERTEXT_BYTES},
-    "client": {"transfers": TRANSFERS, "products": product_cost(1)[1]},
+    "server": {"public key": PUBLIC_BYTES, "transfers": MESSAGE_BYTES, "weights": CIPHERTEXT_BYTES},
+    "client": {"transfers": MESSAGE_BYTES, "products": product_cost(1)[1]},
 }
 CONTENTS: dict[str, Callable[[int], bytes]] = {"noise": secrets.token_bytes, "zeros": bytes}
 
@@ -305,7 +304,7 @@ def test_a_client_makes_what_it_asked_for_alone(lying, message):
     site = lying("server")
     site.say = lambda honest: message if "make" in honest else honest
     assert site.caught().what == NO_PLACE
-    assert TRANSFERS not in map(len, site.received["server", "client"])
+    assert MESSAGE_BYTES not in map(len, site.received["server", "client"])
 
 
 @pytest.mark.parametrize(("client", "server"), [("dealer", "pair"), ("pair", "dealer")])

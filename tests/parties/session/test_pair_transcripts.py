@@ -15,7 +15,7 @@ from blindformer.protocols.homomorphic.lattice import ALL_PRIMES, CIPHERTEXT_BYT
 from blindformer.protocols.homomorphic.linear import linear_cost
 from blindformer.protocols.homomorphic.products import product_cost
 from blindformer.protocols.kernels import library
-from blindformer.protocols.oblivious.softspoken import BITS, cost
+from blindformer.protocols.oblivious.silent import HASH_BYTES, MESSAGE_BYTES, SUM_BYTES
 from blindformer.protocols.streams import new_seed
 from blindformer.tests.parties.session.site import Site
 from blindformer.tests.protocols.programs import Case, Data, Draft
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(library.library is None, reason="homomorphic pro
 RECEIVERS = {"server": "client", "client": "server"}
 EVEN_BYTES = 6  # of the 7 of a number that is encrypted: primes have 50 bits and more
 QUERIES = 3
-TRANSFERS = {cost(count).from_receiver for count in ((1 << 16) - BITS, BITS)}  # of a batch, when none are left
+TRANSFERS = {MESSAGE_BYTES, SUM_BYTES, HASH_BYTES}  # of a batch, when none are left
 
 
 def of_kind(kind: str) -> Case:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from blindformer.protocols.channel import Channel
-from blindformer.protocols.oblivious.softspoken import RandomTransfers, TransferReceiver, TransferSender
+from blindformer.protocols.oblivious.silent import RandomTransfers, TransferReceiver, TransferSender
 from blindformer.tests.patience import PATIENCE
 from blindformer.tests.shared.memory import MemoryChannel, memory_pair
 
@@ -40,9 +40,23 @@ def failing(channels: Ends, sender: Callable[[Channel], Any], receiver: Callable
     both(lambda: closing(sender, channels[0]), lambda: closing(receiver, channels[1]))
 
 
-def set_up(depth: int, channels: Ends | None = None) -> tuple[TransferSender, TransferReceiver]:
+def set_up(channels: Ends | None = None) -> tuple[TransferSender, TransferReceiver]:
     to_receiver, to_sender = channels or ends()
     return both(
-        lambda: RandomTransfers.sender(to_receiver, SESSION, DIRECTION, depth),
-        lambda: RandomTransfers.receiver(to_sender, SESSION, DIRECTION, depth),
+        lambda: RandomTransfers.sender(to_receiver, SESSION, DIRECTION),
+        lambda: RandomTransfers.receiver(to_sender, SESSION, DIRECTION),
     )
+
+
+class Changing(MemoryChannel):
+    """A channel that changes one bit of the first message of a size, in the byte `at`."""
+
+    size: int
+    at: int
+
+    def send(self, data) -> None:
+        changed = bytearray(data)
+        if len(changed) == self.size:
+            changed[self.at] ^= 2
+            self.size = -1
+        super().send(changed)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import xor
+
 import pytest
 import torch
 from blindformer.protocols.kernels import bindings, library
-from blindformer.protocols.oblivious.folding import check_sums, fold, hash_rows, transpose_planes
+from blindformer.protocols.oblivious.folding import add_code, check_sums, fold, grow_nodes, hash_rows, transpose_planes
 from blindformer.tests import levels
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
@@ -65,6 +68,34 @@ def test_tweaks_do_not_part_the_rows_of_a_key():
     hashes = hash_rows(rows, torch.zeros(2, dtype=torch.int64), 0, words(FIPS_KEY), 8, torch.empty(64).long())
     guess = (words(encrypt(z)) ^ words(z))[0]
     assert torch.equal(hashes ^ torch.arange(64), guess.repeat(64))
+
+
+@AT_ALL_LEVELS
+def test_a_node_s_children_are_its_hash_and_the_rest(level):
+    """pi(s) xor s with pi(s) of FIPS 197, C.1, and s = (high half, low xor high); left children come first."""
+    turned = words(FIPS_PLAIN)
+    node = torch.stack([turned[1] ^ turned[0], turned[0]])
+    left = words(bytes.fromhex("69c4e0d86a7b0430d8cdb78070b4c55a")) ^ turned
+    nodes, children = node.repeat(3, 2, 1), torch.empty(3, 4, 2, dtype=torch.int64)
+    nodes[0, 1] = 0
+    with levels.at(level):
+        sums = grow_nodes(nodes, words(FIPS_KEY), children)
+    assert torch.equal(children[1], torch.stack([left, left, node ^ left, node ^ left]))
+    assert torch.equal(children[0, 1], children[0, 3])  # of a node that is zero
+    assert torch.equal(sums, torch.stack([children[:, i] ^ children[:, i + 1] for i in (0, 2)], 1))
+
+
+@AT_ALL_LEVELS
+def test_a_row_gets_the_ten_secret_rows_whose_places_aes_draws(level):
+    secret = torch.stack([torch.arange(1 << 16), torch.ones(1 << 16, dtype=torch.int64)], 1)
+    rows = torch.tensor([7, 1 << 40]).repeat(256, 1)
+    with levels.at(level):
+        add_code(rows, secret, words(FIPS_KEY))
+    encrypt = Cipher(algorithms.AES(FIPS_KEY), modes.ECB()).encryptor().update
+    stream = b"".join(encrypt(number.to_bytes(16, "little")) for number in range(320))
+    for row in (0, 1, 127, 128, 255):
+        places = [int.from_bytes(stream[at : at + 2], "little") for at in range(20 * row, 20 * row + 20, 2)]
+        assert rows[row].tolist() == [7 ^ reduce(xor, places), 1 << 40]
 
 
 def reversed_bits(block: str) -> Tensor:
