@@ -14,6 +14,7 @@ Words = NDArray[np.uint64]
 
 _DIGIT, _DIGITS = 14, 6  # a fraction's digits in bits: a residue of 50 bits and a digit fit a word
 FRACTION_BITS = _DIGIT * _DIGITS
+LEAST_BYTES = 3  # of a fraction that is cut
 _LOW_HALF = np.uint64(0xFFFFFFFF)
 
 
@@ -84,13 +85,13 @@ def sum_digits(digits: Sequence[Words]) -> Words:
     return total
 
 
-def integers(data: Buffer, size: int, primes: Sequence[int]) -> Words:
-    """Integers of `size` bytes each (at most 15) modulo each prime -> [primes, n]."""
+def integers(data: Buffer, size: int, primes: Sequence[int], zeros: int = 0) -> Words:
+    """Integers of `size` bytes each, above `zeros` bytes (at most 15 together), modulo each prime -> [primes, n]."""
     rows = np.frombuffer(data, dtype=np.uint8).reshape(-1, size)
     pair = np.zeros((len(rows), 16), dtype=np.uint8)
-    pair[:, :size] = rows
+    pair[:, zeros : zeros + size] = rows
     words = pair.view(np.uint64)
-    return reduced(words[:, 0].copy(), primes, words[:, 1].copy() if size > 8 else None)
+    return reduced(words[:, 0].copy(), primes, words[:, 1].copy() if zeros + size > 8 else None)
 
 
 def as_fraction(residues: Words, primes: Sequence[int], size: int) -> Words:

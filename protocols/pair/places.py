@@ -157,10 +157,9 @@ def _exponential(pair: Pair, own: Tensor, carry: Tensor, bits: int, rate: float)
     share = (yield from pair.picked(picks.view(-1), FULL)).view(3, -1).sum(0)
     if not pair.leader:
         share = share + none
-        return (yield from pair.crossed("product", share[None], share[None], FULL, bits=64 + FACTOR))
-    mine = whole(0)
-    crossed = yield from pair.crossed("product", mine[None], mine[None], FULL, bits=64 + FACTOR)
-    return crossed + mine * share
+    mine = whole(0) if pair.leader else share
+    (crossed,) = yield from pair.multiplied(mine[None, None], mine[None], FULL, 64 + FACTOR)
+    return crossed + mine * share if pair.leader else crossed
 
 
 def mask_waves(pair: Pair, recipe: Waves, job: Derivation) -> Step:
@@ -169,9 +168,9 @@ def mask_waves(pair: Pair, recipe: Waves, job: Derivation) -> Step:
     width = -(-(2 * bits + 3) // 8)
     part = (-recipe.periods * recipe.mask & (1 << recipe.bits) - 1).double() * (2 * math.pi / (1 << recipe.bits))
     cosine, sine = waves(part.cos(), part.sin(), recipe.count, bits).unbind(-1)
-    mine = torch.stack([cosine, sine, cosine + sine])
-    both, low, high = yield from pair.crossed("product", mine[None], mine[None], width, bits=2 * bits + 3)
-    share = torch.stack([both - low, high - both - low], -1)
+    mine = torch.stack([cosine, sine])
+    turned = torch.stack([torch.stack([cosine, -sine]), torch.stack([sine, cosine])])
+    share = (yield from pair.multiplied(turned, mine, width, 2 * bits + 2)).movedim(0, -1)
     if pair.leader:
         share = share + (2 << 2 * bits)
     share = yield from pair.shifted(share, 2 * bits - recipe.fraction, 8 * width, job.width)
