@@ -90,6 +90,11 @@ class Products:
             assert job.bits == other.bits
             assert not job.bits or bool((sizes <= 2.0 ** (job.bits - 1)).all())
             share, lack, bit = self.trusted.stream.integers(f"share/{self.asked}", (3, *product.shape))
+            if 0 < job.bits < 61:  # below twice this modulus, so that they add up as integers
+                modulus, shift = 4 << job.bits, 1 << job.bits - 1
+                share, rest = share & modulus - 1, (product + shift - share) & modulus - 1
+                lack, bit = modulus * (share < modulus // 2), (rest < modulus // 2).long()
+                return torch.stack([rest - shift - modulus, bit] if self.leader else [share, lack])
             return torch.stack([product - share - lack * (bit & 1), bit & 1] if self.leader else [share, lack])
         product = Ring().matmul(clients.mine.contiguous(), servers.mine.contiguous())
         share = clients.chosen

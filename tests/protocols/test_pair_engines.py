@@ -65,7 +65,9 @@ def test_a_models_answers_are_a_dealers_and_cost_what_is_declared():
     assert meter.sent == sum(cost.total.to_server for cost in costs)
 
 
-@pytest.mark.parametrize("name", ["one_value_many_readers", "one_layer", "private_values_used_as_shared", "less-24"])
+@pytest.mark.parametrize(
+    "name", ["one_value_many_readers", "one_layer", "private_values_used_as_shared", "less-24", "fourier-(20, 6)"]
+)
 def test_every_value_is_right(name):
     case, seeds = CASES[name](), fresh_seeds()
     check(case, asked(case, seeds, made(case, seeds, start(b"1")).kept[0]))

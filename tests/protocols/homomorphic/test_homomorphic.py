@@ -21,7 +21,16 @@ from blindformer.protocols.homomorphic.lattice import (
 from blindformer.protocols.homomorphic.linear import LinearClient, LinearServer, blocks, linear_cost
 from blindformer.protocols.homomorphic.products import ProductAlice, ProductBob, product_cost, slots
 from blindformer.protocols.homomorphic.replies import FLOOD_BITS, FRESH, flood_bits, fractions_of
-from blindformer.protocols.homomorphic.residues import as_fraction, fractions, integers, of_fraction, scaled
+from blindformer.protocols.homomorphic.residues import (
+    as_fraction,
+    fractions,
+    integers,
+    of_fraction,
+    packed_residues,
+    residue_bytes,
+    scaled,
+    unpacked_residues,
+)
 from blindformer.protocols.kernels import library
 
 pytestmark = pytest.mark.skipif(library.library is None, reason="homomorphic products need C kernels")
@@ -233,5 +242,9 @@ def test_arithmetic_of_long_numbers_is_that_of_integers():
         messages, product = [x % modulus for x in words.tolist()], 1
         for prime in lattice().primes:
             product *= prime
+        rows = np.array([[x % prime for x in messages[:96]] for prime in lattice().primes], dtype=np.uint64)
+        data = packed_residues(rows, (50, 50, 56, 56))
+        assert len(data) == residue_bytes(96, (50, 50, 56, 56)) == 96 * 212 // 8
+        assert unpacked_residues(data, (50, 50, 56, 56), 96).tolist() == rows.tolist()
         embedded = scaled(np.array(messages, dtype=np.uint64), modulus, lattice().primes)
         assert embedded.tolist() == [[product * m // modulus % q for m in messages] for q in lattice().primes]
