@@ -13,7 +13,7 @@ is ever published. `narrow` has the fourth prime for key switching and for encry
 A ciphertext's second part is uniform, and travels as a seed. SEAL gives (b', a') with b' + a' s = m + e. For a of the
 seed, decrypting (b', a' - a) gives b = m + e - a s, so (b, a) is a ciphertext with the same fresh error.
 
-Nothing that comes from outside is parsed by SEAL: messages are coefficients of a fixed number of bytes, each checked to
+Nothing that comes from outside is parsed by SEAL: messages are coefficients of a fixed number of bits, each checked to
 be below its prime, and are put into SEAL's form here. A foreign message of another size is one line of an error.
 """
 
@@ -33,7 +33,7 @@ from ..errors import BlindformerError
 from ..kernels import library
 from .merging import Merging
 from .polynomials import Polynomials
-from .residues import Words, from_bytes7, reduced, to_bytes7, uniform
+from .residues import Words, packed_residues, reduced, residue_bytes, uniform, unpacked_residues
 
 seal: Any = import_module("seal") if find_spec("seal") else None  # an extra
 
@@ -45,7 +45,7 @@ LARGEST_ERROR = 21  # SEAL's errors are differences of 21 coins each
 DATA_PRIMES, ALL_PRIMES = 3, 4
 MOST_MERGES = 7  # of ciphertexts into one, as a power of two: keys are made for these
 SEED_BYTES = 32
-CIPHERTEXT_BYTES = SEED_BYTES + 7 * ALL_PRIMES * DEGREE
+CIPHERTEXT_BYTES = SEED_BYTES + residue_bytes(DEGREE, _BITS)
 PUBLIC_BYTES = CIPHERTEXT_BYTES * (1 + MOST_MERGES * DATA_PRIMES)
 
 _HEADER = struct.Struct("<HBBBBHQ")  # magic, its size, version, version, compression, reserved, size in all
@@ -158,7 +158,7 @@ class LatticeKey:
         plain = seal.Plaintext()
         self._wide_decryptor.decrypt(ring.ciphertext(moved, ring.first), plain)
         data = plain.to_bytes(seal.compr_mode_type.none)[-8 * ALL_PRIMES * DEGREE :]
-        return seed + to_bytes7(np.frombuffer(data, dtype=np.uint64))
+        return seed + packed_residues(np.frombuffer(data, dtype=np.uint64).reshape(ALL_PRIMES, DEGREE), _BITS)
 
     def public(self) -> bytes:
         """What others need to reply: the public key, and keys that merge ciphertexts. PUBLIC_BYTES."""
@@ -203,7 +203,7 @@ def unsealed(data: Buffer, number: int, what: str) -> Words:
     ring, start = lattice(), number * CIPHERTEXT_BYTES
     if len(data) < start + CIPHERTEXT_BYTES:
         raise HomomorphicError(f"{what}: is shorter than its parameters say; both need one version")
-    first = from_bytes7(data[start + SEED_BYTES : start + CIPHERTEXT_BYTES], (ALL_PRIMES, DEGREE))
+    first = unpacked_residues(data[start + SEED_BYTES : start + CIPHERTEXT_BYTES], _BITS, DEGREE)
     if bool((first >= np.array(ring.primes, dtype=np.uint64)[:, None]).any()):
         raise HomomorphicError(f"{what}: is of other parameters; both need one version")
     seed = bytes(data[start : start + SEED_BYTES])

@@ -48,7 +48,7 @@ from .replies import ROUNDING, SWITCHING, flood_bits, opened, reply, reply_bytes
 from .residues import Words, multiplied, reduced_signed, scaled
 
 _MOST_STRIDE = DEGREE // 8  # that polynomials.py computes
-_PRODUCTS = 16  # products and their merges that are worth a ciphertext that travels: 2 ms each, and 230 KB
+_PRODUCTS = 16  # products and their merges that are worth a ciphertext that travels: 2 ms each, and 217 KB
 Shape = tuple[int, int, int]  # batch, rows of W, columns of W
 
 
@@ -178,7 +178,7 @@ class LinearServer:
 
 
 class LinearClient:
-    """The party that knows A. Holds W encrypted: 2.3 times as many bytes as the set-up's.
+    """The party that knows A. Holds W encrypted: 2.4 times as many bytes as the set-up's.
 
     shape   batch (1 without), rows and columns of W
     rows    of A, if W is for one product alone

@@ -1,26 +1,29 @@
-"""Shares of sums of products, elementwise modulo 2^64, of one party's integers by the other's.
+"""Shares of sums of products, elementwise, of one party's integers by the other's.
 
     Alice -> Bob    her numbers x and y, encrypted under her key
-    Bob -> Alice    x x' + y y' + mask, encrypted, flooded (replies.py)
-    shares          Alice: what she decrypts      Bob: r, which he chose
+    Bob -> Alice    x x' + y y' + 2^(bits - 1) - u, encrypted, flooded (replies.py); with more numbers of his, more sums
+    shares          Alice: v, what she decrypts      Bob: u, uniform modulo T
 
 One term, or two: both cross terms of a product of shared numbers.
 
-Values are slots of polynomials modulo primes t (SEAL's BatchEncoder), so sums z are exact integers by their residues,
-not modulo 2^64: the mask must hide them as integers. Both know `bits`, from 2 to 128, such that z is at most 2^(bits -
-1) either way: what their numbers may be, not what they are. The mask is uniform over 2^(bits + 63) numbers but for its
-low 64 bits, which r fixes and which are uniform if r is. The sum z + mask stays below the product of the primes, and
-its statistical distance from one that does not depend on z is 2^-64 a number at most: |z| of 2^(bits + 63). The flood
-of all its residues (replies.py) adds little to that.
+Values are slots of polynomials modulo primes (SEAL's BatchEncoder), of which T is the product. Both know `bits`, from 2
+to 128, such that a sum z is at most 2^(bits - 1) either way: what their numbers may be, not what they are. T is above
+2^(bits + 1), so u + v wraps exactly unless both are below T / 2, as z + 2^(bits - 1) is:
 
-Who learns what. *Bob* sees ciphertexts: nothing, if ring-LWE is hard. *Alice* sees a uniform share, and noise and high
-bits that she could have drawn herself. Neither checks that the other computes what it should (semi-honest).
+    z = u + v - 2^(bits - 1) - T + T [u < T / 2] [v < T / 2]
+
+The last is a product of a bit of Alice's by a number of Bob's, which they share otherwise: by a transfer.
+
+Who learns what. *Bob* sees ciphertexts: nothing, if ring-LWE is hard. *Alice* sees v, uniform because u is, and noise
+that she could have drawn herself. Neither checks that the other computes what it should (semi-honest).
 """
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -34,17 +37,17 @@ from .lattice import (
     CIPHERTEXT_BYTES,
     DEGREE,
     LARGEST_ERROR,
+    SEED_BYTES,
     HomomorphicError,
     LatticeKey,
     LatticePublic,
     lattice,
-    random_words,
     unsealed,
 )
-from .replies import FLOOD_BITS, ROUNDING, flood_bits, opened, reply, reply_bytes
-from .residues import Words, multiplied, reduced_signed, scaled
+from .replies import ROUNDING, flood_bits, opened, reply, reply_bytes
+from .residues import Words, multiplied, reduced_signed, scaled, uniform
 
-_MOST_PRIME_BITS = 57
+_LEAST_PRIME_BITS, _MOST_PRIME_BITS = 30, 57
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,10 @@ class Slots:
 
 
 def slots(bits: int) -> tuple[Slots, ...]:
-    """The primes whose product holds sums of so many bits and their mask."""
-    masked = bits + FLOOD_BITS
-    count = -(-masked // _MOST_PRIME_BITS)
-    out = _slots(count, -(-masked // count))
-    total = 1
-    for one in out:
-        total *= one.prime
-    if total < (2 << bits - 1) + (1 << bits + FLOOD_BITS - 1):
+    """The primes whose product is T."""
+    count = -(-(bits + 2) // _MOST_PRIME_BITS)
+    out = _slots(count, max(-(-(bits + 2) // count), _LEAST_PRIME_BITS))
+    if prod(one.prime for one in out) <= 2 << bits:
         raise HomomorphicError(f"products of {bits} bits: SEAL's primes are too small; install seal-python 4.4")
     return out
 
@@ -96,12 +95,12 @@ def _slots(count: int, size: int) -> tuple[Slots, ...]:
     return tuple(out)
 
 
-def product_cost(count: int, terms: int = 2, bits: int = 128) -> tuple[int, int]:
-    """Bytes of a request and of a reply for so many sums of one or two terms."""
+def product_cost(count: int, terms: int = 2, bits: int = 128, outputs: int = 1) -> tuple[int, int]:
+    """Bytes of a request and of a reply for so many sums of one or two terms, `outputs` of each of Alice's numbers."""
     full = -(-count // DEGREE)
     return (
         full * len(slots(bits)) * terms * CIPHERTEXT_BYTES,
-        full * sum(reply_bytes(one.prime, DEGREE) for one in slots(bits)),
+        full * outputs * sum(reply_bytes(one.prime, DEGREE) for one in slots(bits)),
     )
 
 
@@ -109,7 +108,7 @@ class ProductAlice:
     """The party with the key. One request serves any number of replies."""
 
     def __init__(self, key: LatticeKey, bits: int = 128) -> None:
-        self.key, self.slots = key, slots(bits)
+        self.key, self.bits, self.slots = key, bits, slots(bits)
 
     def request(self, numbers: Tensor) -> bytes:
         """Her numbers, int64 [terms, count], encrypted: the first number of product_cost."""
@@ -121,21 +120,23 @@ class ProductAlice:
                     parts.append(self.key.encrypted(scaled(message, one.prime, ring.primes)))
         return b"".join(parts)
 
-    def share(self, data: Buffer, count: int) -> Tensor:
-        """Her share of so many sums, int64. Errors: HomomorphicError."""
-        sizes = [reply_bytes(one.prime, DEGREE) for one in self.slots]
-        expected = -(-count // DEGREE) * sum(sizes)
+    def share(self, data: Buffer, count: int, outputs: int = 1) -> Tensor:
+        """v - 2^(bits - 1) - T of so many sums, and whether v is below half of T: int64 [2, outputs, count]. Errors:
+        HomomorphicError."""
+        primes, full, view, at = [one.prime for one in self.slots], -(-count // DEGREE), memoryview(data), 0
+        expected = product_cost(count, 1, self.bits, outputs)[1]
         if len(data) != expected:
             raise HomomorphicError(f"reply: {len(data)} bytes instead of {expected}; both need one program")
-        view, at, rows = memoryview(data), 0, []
-        for _ in range(-(-count // DEGREE)):
-            residues = []
-            for one, size in zip(self.slots, sizes, strict=True):
-                residues.append(one.decode(opened(self.key, view[at : at + size], one.prime)))
-                at += size
-            rows.append(_joined(residues, [one.prime for one in self.slots]))
-        sums = np.concatenate(rows)[:count] if rows else np.zeros(0, dtype=np.uint64)
-        return torch.from_numpy(sums.view(np.int64))
+        residues = np.empty((len(primes), outputs, full, DEGREE), dtype=np.uint64)
+        for block in range(full):
+            for number, one in enumerate(self.slots):
+                size = reply_bytes(one.prime, DEGREE)
+                for output in range(outputs):
+                    residues[number, output, block] = one.decode(opened(self.key, view[at : at + size], one.prime))
+                    at += size
+        values, below = _joined(residues, primes)
+        values -= np.uint64((prod(primes) + (1 << self.bits - 1)) % (1 << 64))
+        return _rows(values, below, count)
 
 
 class ProductBob:
@@ -144,32 +145,34 @@ class ProductBob:
     def __init__(self, public: LatticePublic, bits: int = 128) -> None:
         self.public, self.bits = public, bits
 
-    def reply(self, request: Buffer, numbers: Tensor, r: Tensor) -> bytes:
-        """The second number of product_cost. His numbers [terms, count], and his share r [count] of the sums, uniform
-        and used once; int64. Errors: HomomorphicError."""
-        terms = _terms(numbers)
-        expected = product_cost(numbers.shape[1], len(terms), self.bits)[0]
-        if r.shape != numbers.shape[1:]:
-            raise HomomorphicError(f"numbers {list(numbers.shape)}, shares {list(r.shape)}: give a share for each sum")
+    def reply(self, request: Buffer, numbers: Tensor) -> tuple[bytes, Tensor]:
+        """The second number of product_cost, for his numbers [outputs, terms, count]; and u of the sums, and T where u
+        is below half of it: int64 [2, outputs, count]. Errors: HomomorphicError."""
+        factors = [_terms(of) for of in numbers]
+        (outputs, terms, count), primes = numbers.shape, [one.prime for one in slots(self.bits)]
+        expected = product_cost(count, terms, self.bits)[0]
         if len(request) != expected:
             raise HomomorphicError(f"request: {len(request)} bytes instead of {expected}; both need one program")
-        parts, at, view = [], 0, memoryview(request)
-        for *block, fixed in zip(*terms, _blocks(-r), strict=True):
-            low = fixed.view(np.uint64) - np.uint64((1 << self.bits - 1) % (1 << 64))  # less _mask_slots' shift
-            mask = low, *_high_words(self.bits - 1)
-            for one in slots(self.bits):
-                sealed = [unsealed(view, at + i, "request") for i in range(len(block))]
-                at += len(block)
-                parts.append(self._reply(one, sealed, block, _mask_slots(one.prime, mask, self.bits)))
-        return b"".join(parts)
+        blocks, parts, at, view = len(factors[0][0]), [], 0, memoryview(request)
+        drawn = uniform(secrets.token_bytes(SEED_BYTES), "u", primes, outputs * blocks * DEGREE)
+        residues = drawn.reshape(len(primes), outputs, blocks, DEGREE)
+        for block in range(blocks):
+            for one, masks in zip(slots(self.bits), residues[:, :, block], strict=True):
+                sealed = np.stack([unsealed(view, at + i, "request") for i in range(terms)])
+                at += terms
+                added = ((1 << self.bits - 1) % one.prime + one.prime - masks) % np.uint64(one.prime)
+                for of, mask in zip(factors, added, strict=True):
+                    parts.append(self._reply(one, sealed, [term[block] for term in of], mask))
+        values, below = _joined(residues, primes)
+        return b"".join(parts), _rows(values, below * np.uint64(prod(primes) % (1 << 64)), count)
 
-    def _reply(self, one: Slots, sealed: list[Words], factors: list[NDArray[np.int64]], mask: Words) -> bytes:
+    def _reply(self, one: Slots, sealed: Words, factors: list[NDArray[np.int64]], mask: Words) -> bytes:
         """Ciphertexts times a factor each, and the mask's slots."""
         ring, prime = lattice(), one.prime
         coefficients = np.stack([one.encode(reduced_signed(x, [prime])[0]) for x in factors]).view(np.int64)
         centred = np.where(coefficients > prime // 2, coefficients - prime, coefficients)
         residues = ring.all.values(reduced_signed(centred, ring.primes).transpose(1, 0, 2))
-        total = ring.all.divided(ring.all.sum_products(np.stack(sealed), residues))
+        total = ring.all.divided(ring.all.sum_products(sealed, residues))
         return reply(self.public, total, one.encode(mask), prime, _noise(prime))
 
 
@@ -180,35 +183,30 @@ def _noise(prime: int) -> int:
     return noise
 
 
-def _high_words(bits: int) -> tuple[Words, Words]:
-    """Uniform numbers below 2^bits, at most 2^127."""
-    low, high = random_words(DEGREE), random_words(DEGREE)
-    if bits <= 64:
-        return low >> np.uint64(64 - bits), 0 * high
-    return low, high >> np.uint64(128 - bits)
-
-
-def _mask_slots(prime: int, words: tuple[Words, ...], bits: int) -> Words:
-    """Words of 64 bits from the lowest, and what makes all sums positive, modulo a prime."""
-    total = np.full(DEGREE, (1 << bits - 1) % prime, dtype=np.uint64)
-    for number, word in enumerate(words):
-        total += multiplied(word % np.uint64(prime), 1 << 64 * number, prime)
-    return total % np.uint64(prime)
-
-
-def _joined(residues: list[Words], primes: list[int]) -> Words:
-    """Numbers below the product of the primes, by their residues, modulo 2^64 (Garner's algorithm)."""
+def _joined(residues: Words, primes: list[int]) -> tuple[Words, Words]:
+    """Numbers below the product of the primes, by their residues [primes, ...]: modulo 2^64, and whether they are below
+    half of it (Garner's algorithm)."""
     digits: list[Words] = []
-    total, weight = np.zeros(DEGREE, dtype=np.uint64), 1
+    total, below, half = (
+        np.zeros(residues.shape[1:], dtype=np.uint64),
+        np.zeros(residues.shape[1:], dtype=bool),
+        prod(primes) // 2 + 1,
+    )
     for number, (residue, prime) in enumerate(zip(residues, primes, strict=True)):
         rest, step = residue, 1
         for digit, earlier in zip(digits, primes[:number], strict=True):
             rest = (rest + np.uint64(prime) - multiplied(digit % np.uint64(prime), step, prime)) % np.uint64(prime)
             step = step * earlier % prime
-        digits.append(multiplied(rest, pow(weight, -1, prime), prime))
-        total = total + digits[-1] * np.uint64(weight % (1 << 64))
-        weight *= prime
-    return total
+        digits.append(multiplied(rest, pow(step, -1, prime), prime))
+        total = total + digits[-1] * np.uint64(prod(primes[:number]) % (1 << 64))
+        half, place = divmod(half, prime)
+        below = (digits[-1] < place) | (digits[-1] == place) & below
+    return total, below.astype(np.uint64)
+
+
+def _rows(values: Words, bits: Words, count: int) -> Tensor:
+    """Of two arrays [outputs, blocks, degree]: [2, outputs, count]."""
+    return torch.from_numpy(np.stack([values, bits]).view(np.int64)).flatten(2)[..., :count]
 
 
 def _terms(numbers: Tensor) -> list[list[NDArray[np.int64]]]:

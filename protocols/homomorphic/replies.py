@@ -37,11 +37,13 @@ from .lattice import (
     random_below,
     values_of,
 )
-from .residues import Words, as_fraction, fractions, integers, of_fraction, scaled
+from .residues import LEAST_BYTES, Words, as_fraction, fractions, integers, of_fraction, scaled
 
 FLOOD_BITS = 64
 _MOST_FLOOD_BITS = 120  # that are drawn (random_below)
-_SPARE_BITS = 16  # that are sent of a fraction beyond the message: what is cut is DEGREE + 1 of their units at most
+# Bits that are sent of a part's fractions beyond the message, of which what is cut is less than a unit: that of the
+# second part counts for each of the secret's coefficients.
+_SPARE_BITS = (6, 16)
 ROUNDING = (DEGREE + 1) // 2 + 1
 """The most noise of a division of the modulus, for a ternary secret."""
 FRESH = LARGEST_ERROR * (2 * DEGREE + 1) + ROUNDING
@@ -50,14 +52,17 @@ SWITCHING = DATA_PRIMES * DEGREE * LARGEST_ERROR + ROUNDING
 """The most noise of a key switch: digits are below the prime that they are divided by."""
 
 
-def sent_bytes(modulus: int) -> int:
-    """Of a coefficient, for messages modulo a power of 256, or a prime below 2^57."""
-    return ((modulus - 1).bit_length() + 7 + _SPARE_BITS) // 8
+def sent_bytes(modulus: int) -> tuple[int, int]:
+    """Of a coefficient of each part, for messages modulo a power of 256, or a prime below 2^57."""
+    bits = (modulus - 1).bit_length()
+    first, second = (max((bits + spare + 7) // 8, LEAST_BYTES) for spare in _SPARE_BITS)
+    return first, second
 
 
 def reply_bytes(modulus: int, count: int) -> int:
     """A reply with `count` results of at most DEGREE."""
-    return (DEGREE + count) * sent_bytes(modulus)
+    first, second = sent_bytes(modulus)
+    return DEGREE * second + count * first
 
 
 def flood_bits(modulus: int, noise: int) -> int:
@@ -66,7 +71,7 @@ def flood_bits(modulus: int, noise: int) -> int:
     bound, product = noise + FRESH, 1
     for prime in lattice().data.primes:
         product *= prime
-    # What is cut off takes a quarter of half a step, the second division and its rounding next to nothing.
+    # What is cut off takes 9 of 32 of half a step, the second division and its rounding next to nothing.
     room = 7 * product // (10 * 2 * modulus) - bound
     bits = min(max(room, 0).bit_length(), _MOST_FLOOD_BITS)
     if bits < bound.bit_length() + FLOOD_BITS:
@@ -96,8 +101,8 @@ def reply(
     if computed is not None:
         total += computed  # below three primes
     first, second = ring.sent.coefficients(ring.data.divided(total))
-    size = sent_bytes(modulus)
-    return fractions(second, ring.sent.primes, size) + fractions(first[:, places], ring.sent.primes, size)
+    sizes = sent_bytes(modulus)
+    return fractions(second, ring.sent.primes, sizes[1]) + fractions(first[:, places], ring.sent.primes, sizes[0])
 
 
 def opened(
@@ -111,14 +116,14 @@ def fractions_of(
     key: LatticeKey, data: Buffer, modulus: int, places: Words | slice = slice(None), count: int = DEGREE
 ) -> Words:
     """The same with their noise, as fractions of 2^64: all that the key's holder can see."""
-    ring, size = lattice(), sent_bytes(modulus)
+    ring, (first, size) = lattice(), sent_bytes(modulus)
     if len(data) != reply_bytes(modulus, count):
         raise HomomorphicError(
             f"reply: {len(data)} bytes instead of {reply_bytes(modulus, count)}; both need one version"
         )
     pair = np.zeros((2, 2, DEGREE), dtype=np.uint64)
     pair[1] = integers(data[: DEGREE * size], size, ring.sent.primes)
-    pair[0][:, places] = integers(data[DEGREE * size :], size, ring.sent.primes)
+    pair[0][:, places] = integers(data[DEGREE * size :], first, ring.sent.primes, size - first)
     if not pair[1].any():
         raise HomomorphicError("reply: its second part is zero, which no encryption has")
     return as_fraction(key.phases(pair)[:, places], ring.sent.primes, size)

@@ -14,7 +14,9 @@ Words = NDArray[np.uint64]
 
 _DIGIT, _DIGITS = 14, 6  # a fraction's digits in bits: a residue of 50 bits and a digit fit a word
 FRACTION_BITS = _DIGIT * _DIGITS
+LEAST_BYTES = 3  # of a fraction that is cut
 _LOW_HALF = np.uint64(0xFFFFFFFF)
+_LOW_BYTES = 6
 
 
 def multiplied(x: Words, factor: int, prime: int) -> Words:
@@ -84,13 +86,13 @@ def sum_digits(digits: Sequence[Words]) -> Words:
     return total
 
 
-def integers(data: Buffer, size: int, primes: Sequence[int]) -> Words:
-    """Integers of `size` bytes each (at most 15) modulo each prime -> [primes, n]."""
+def integers(data: Buffer, size: int, primes: Sequence[int], zeros: int = 0) -> Words:
+    """Integers of `size` bytes each, above `zeros` bytes (at most 15 together), modulo each prime -> [primes, n]."""
     rows = np.frombuffer(data, dtype=np.uint8).reshape(-1, size)
     pair = np.zeros((len(rows), 16), dtype=np.uint8)
-    pair[:, :size] = rows
+    pair[:, zeros : zeros + size] = rows
     words = pair.view(np.uint64)
-    return reduced(words[:, 0].copy(), primes, words[:, 1].copy() if size > 8 else None)
+    return reduced(words[:, 0].copy(), primes, words[:, 1].copy() if zeros + size > 8 else None)
 
 
 def as_fraction(residues: Words, primes: Sequence[int], size: int) -> Words:
@@ -137,12 +139,33 @@ def uniform(seed: bytes, label: str, primes: Sequence[int], count: int) -> Words
     return np.stack(rows)
 
 
-def to_bytes7(residues: Words) -> bytes:
-    """Words below 2^56, of seven bytes each."""
-    return np.ascontiguousarray(residues).reshape(-1, 1).view(np.uint8)[:, :7].tobytes()
+def residue_bytes(count: int, bits: Sequence[int]) -> int:
+    return sum(count * size // 8 for size in bits)
 
 
-def from_bytes7(data: Buffer, shape: tuple[int, ...]) -> Words:
-    words = np.zeros((len(data) // 7, 8), dtype=np.uint8)
-    words[:, :7] = np.frombuffer(data, dtype=np.uint8).reshape(-1, 7)
-    return words.view(np.uint64).reshape(shape)
+def packed_residues(residues: Words, bits: Sequence[int]) -> bytes:
+    """Residues [primes, n] below 2^bits, of 50 or 56 bits: the low 6 bytes of all, then the bits above, by prime."""
+    low = np.ascontiguousarray(residues)[..., None].view(np.uint8)[..., :_LOW_BYTES]
+    high = [
+        (row.reshape(-1, len(steps)) >> np.uint64(8 * _LOW_BYTES) << steps).sum(1).astype(np.uint8)
+        for row, steps in zip(residues, map(_steps_above, bits), strict=True)
+    ]
+    return b"".join(part.tobytes() for part in (low, *high))
+
+
+def unpacked_residues(data: Buffer, bits: Sequence[int], count: int) -> Words:
+    """Of `residue_bytes`."""
+    view, at = np.frombuffer(data, dtype=np.uint8), _LOW_BYTES * len(bits) * count
+    words = np.zeros((len(bits), count, 8), dtype=np.uint8)
+    words[..., :_LOW_BYTES] = view[:at].reshape(len(bits), count, _LOW_BYTES)
+    for row, steps in zip(words, map(_steps_above, bits), strict=True):
+        some = view[at : at + count // len(steps), None] >> steps.astype(np.uint8)
+        row[:, _LOW_BYTES] = (some & np.uint8((1 << 8 // len(steps)) - 1)).reshape(-1)
+        at += count // len(steps)
+    return words.view(np.uint64)[..., 0]
+
+
+def _steps_above(size: int) -> Words:
+    """Where in a byte the bits above the low bytes of some numbers stand."""
+    above = size - 8 * _LOW_BYTES
+    return np.arange(0, 8, above, dtype=np.uint64)

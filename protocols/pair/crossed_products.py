@@ -6,8 +6,8 @@ key, and the client sends a reply, products less the share that it chooses.
     linear     a weight travels once a session, by its name, and is kept; then rows of products are replies alone
     matrix     the server's matrices are the request; a piece has as many of a batch as PIECE_BYTES hold
     product    elementwise products of all jobs, those of most bits first, a polynomial's slots a piece, which has as
-               many bits as its first job; above its bytes the client's share of a job is random. Those with weights
-               are cut by themselves, and their requests are kept like a weight
+               many bits as its first job. Those with weights are cut by themselves, and their requests are kept like a
+               weight. Others are cut by how many sums have a number of the server's
 
 Both parties work at once: while the client replies to a piece the server encrypts the next one.
 
@@ -149,18 +149,19 @@ class MatrixPiece(Piece):
 
 @dataclass
 class ProductPiece(Piece):
-    """Elementwise products, at most a polynomial's slots. numbers [terms, n], shares [n]."""
+    """Elementwise products, at most a polynomial's slots. numbers [outputs, terms, n], of which the server has one row;
+    shares [2, outputs, n], which are written."""
 
     numbers: Tensor
     shares: Tensor
     bits: int
 
     def __post_init__(self) -> None:
-        self.kind, (terms, count) = "product", self.numbers.shape
-        self.setup_bytes, self.reply_bytes = product_cost(count, terms, self.bits)
+        self.kind, (outputs, count), terms = "product", self.shares.shape[1:], self.numbers.shape[1]
+        self.setup_bytes, self.reply_bytes = product_cost(count, terms, self.bits, outputs)
 
     def setup(self, key: LatticeKey) -> bytes:
-        return ProductAlice(key, self.bits).request(self.numbers)
+        return ProductAlice(key, self.bits).request(self.numbers[0])
 
     def prepared(self, public: LatticePublic, setup: Buffer) -> bytes:
         return bytes(setup)
@@ -168,10 +169,13 @@ class ProductPiece(Piece):
     def reply(self, public: LatticePublic, request: Buffer) -> bytes:
         known = self.known(public, request)
         assert isinstance(known, bytes)
-        return ProductBob(public, self.bits).reply(known, self.numbers, self.shares)
+        reply, shares = ProductBob(public, self.bits).reply(known, self.numbers)
+        self.shares.copy_(shares)
+        return reply
 
     def take(self, key: LatticeKey, reply: Buffer) -> None:
-        self.shares.copy_(ProductAlice(key, self.bits).share(reply, len(self.shares)))
+        outputs, count = self.shares.shape[1:]
+        self.shares.copy_(ProductAlice(key, self.bits).share(reply, count, outputs))
 
 
 class CutProducts:
@@ -185,7 +189,10 @@ class CutProducts:
     def _share(self, job: Crossed) -> Tensor:
         if job.chosen is not None:
             return job.chosen
-        shape = tuple(job.mine.shape[1:]) if job.kind == "product" else self._batches(job).product
+        if job.kind == "product":
+            clients = job.theirs if self._leader else tuple(job.mine.shape)
+            return torch.zeros((2, clients[0], *clients[2:]), dtype=torch.int64)
+        shape = self._batches(job).product
         return torch.empty(shape, dtype=torch.int64) if self._leader else random_share(shape)
 
     def _batches(self, job: Crossed) -> Batches:
@@ -203,9 +210,16 @@ class CutProducts:
             if job.kind != "product":
                 yield from self._matrices(number, job)
         products = [number for number, job in enumerate(self._jobs) if job.kind == "product"]
-        products.sort(key=lambda number: (-_bits(self._jobs[number]), -len(self._jobs[number].mine)))
-        for known in (True, False):
-            yield from self._products([number for number in products if bool(self._jobs[number].name) is known])
+        products.sort(key=lambda number: (-_bits(self._jobs[number]), -self._terms(number)))
+
+        def group(number: int) -> tuple[bool, int]:
+            return not self._jobs[number].name, self._shares[number].shape[1]
+
+        for which in sorted(set(map(group, products))):
+            yield from self._products([number for number in products if group(number) == which])
+
+    def _terms(self, number: int) -> int:
+        return self._jobs[number].mine.shape[0 if self._leader else 1]
 
     def _matrices(self, number: int, job: Crossed) -> Iterator[Piece]:
         batches = self._batches(job)
@@ -235,41 +249,41 @@ class CutProducts:
         self._joined.append(join)
 
     def _products(self, order: list[int]) -> Iterator[Piece]:
-        if not order:
-            return
         jobs = [self._jobs[number] for number in order]
-        numbers = torch.cat([_two_terms(job).flatten(1) for job in jobs], 1)
-        shares = torch.cat([self._masks(number).reshape(-1) for number in order])
-        sizes = [self._shares[number].numel() for number in order]
-        ends = torch.tensor(sizes).cumsum(0)
-        for start in range(0, len(shares), DEGREE):
+        numbers = torch.cat([self._numbers(number) for number in order], 2)
+        shares = torch.cat([self._shares[number].flatten(2) for number in order], 2)
+        sizes = [self._shares[number][0, 0].numel() for number in order]
+        ends, count = torch.tensor(sizes).cumsum(0), sum(sizes)
+        for start in range(0, count, DEGREE):
             some = slice(start, start + DEGREE)
-            within = int((ends <= start).sum()), int((ends < min(start + DEGREE, len(shares))).sum()) + 1
-            of, bits, weight = jobs[slice(*within)], _bits(jobs[within[0]]), None
-            mine = numbers[: max(len(job.mine) for job in of), some]
-            if of[0].name:
-                names = tuple(f"{job.name} {list(job.mine.shape)}" for job in of)
-                weight = WeightKey(names, (start - sum(sizes[: within[0]]), mine.shape[1]), bits)
-            yield from self._with_setup(ProductPiece(weight, self._kept, mine, shares[some], bits))
+            within = int((ends <= start).sum()), int((ends < min(start + DEGREE, count)).sum()) + 1
+            of, bits, weight = order[slice(*within)], _bits(jobs[within[0]]), None
+            mine = numbers[:, : max(map(self._terms, of)), some]
+            if self._jobs[of[0]].name:
+                names = tuple(f"{self._jobs[number].name} {list(self._shares[number].shape)}" for number in of)
+                weight = WeightKey(names, (start - sum(sizes[: within[0]]), mine.shape[2]), bits)
+            yield from self._with_setup(ProductPiece(weight, self._kept, mine, shares[..., some], bits))
 
         def join() -> None:
-            for number, share in zip(order, shares.split(sizes), strict=True):
+            for number, share in zip(order, shares.split(sizes, 2), strict=True):
                 self._shares[number] = share.view(self._shares[number].shape)
 
         self._joined.append(join)
+
+    def _numbers(self, number: int) -> Tensor:
+        """Of a job [outputs, 2, n]; at the server of one output."""
+        job = self._jobs[number]
+        mine = job.mine[None] if self._leader else job.mine
+        mine = mine.long().flatten(2)  # of a weight: narrower
+        if not job.bits:
+            mine = sign_extend(mine, 8 * job.width)
+        return mine if mine.shape[1] == 2 else torch.cat([mine, torch.zeros_like(mine)], 1)
 
     def _with_setup(self, piece: Piece) -> Iterator[Piece]:
         if piece.weight and piece.weight not in self._kept:
             yield SetUpPiece(None, self._kept, piece)
             self._kept.setdefault(piece.weight, None)
         yield piece
-
-    def _masks(self, number: int) -> Tensor:
-        """The share of an elementwise product, with random bytes above those that the job has chosen."""
-        share, bits = self._shares[number], 8 * self._jobs[number].width
-        if self._leader or bits == 64:
-            return share
-        return share & (1 << bits) - 1 | random_share(tuple(share.shape)) << bits
 
 
 class EncryptedProducts:
@@ -324,10 +338,3 @@ def random_share(shape: tuple[int, ...]) -> Tensor:
 
 def _bits(job: Crossed) -> int:
     return job.bits or 16 * job.width
-
-
-def _two_terms(job: Crossed) -> Tensor:
-    numbers = job.mine.long()  # of a weight: narrower
-    if not job.bits:
-        numbers = sign_extend(numbers, 8 * job.width)
-    return numbers if len(numbers) == 2 else torch.cat([numbers, torch.zeros_like(numbers)])

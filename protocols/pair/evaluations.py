@@ -1,7 +1,7 @@
 """What the two parties do for each recipe: from shares of what it reads to the server's correction.
 
-    PrivateProduct     one crossed product; the client's share is chosen, so nothing else is sent
-    MaskProduct        factors.py, by the bits of both masks; the client's share is chosen likewise
+    PrivateProduct     one crossed product; of matrices the client's share is chosen, so nothing else is sent
+    MaskProduct        factors.py, by the bits of both masks
     MaskMatrixProduct  two crossed products
     Power              products of powers, which several recipes share (factors.py)
     WrappedPower       the wrap, a bit, times lower powers
@@ -70,11 +70,11 @@ def _private_product(pair: Pair, recipe: PrivateProduct, job: Derivation) -> Ste
         known = torch.zeros((), dtype=torch.int64).expand(recipe.weight_shape) if servers is None else servers
         share = yield from pair.crossed("linear", recipe.clients, known, job.width, job.share, recipe.weight)
         return share if pair.leader else None
-    clients = recipe.clients.expand(job.shape)[None]
+    clients = recipe.clients.expand(job.shape)[None, None]
     known = torch.zeros((), dtype=torch.int64) if servers is None else servers
     known = known.expand(job.shape)[None]
-    share = yield from pair.crossed("product", clients, known, job.width, job.share, recipe.weight)
-    return share if pair.leader else None
+    (share,) = yield from pair.multiplied(clients, known, job.width, name=recipe.weight)
+    return (yield from pair.settled(share, job.width, job.share))
 
 
 def _factor(term: MaskTerm, shape: Shape | None = None) -> Factor:
@@ -86,8 +86,8 @@ def _mask_product(pair: Pair, recipe: MaskProduct, job: Derivation) -> Step:
     left, right = (_factor(term, job.shape) for term in (recipe.left, recipe.right))
     if recipe.left.value is recipe.right.value:
         right = left
-    share = yield from product(pair, left, right, job.width, job)
-    return share if pair.leader else None
+    share = yield from product(pair, left, right, job.width)
+    return (yield from pair.settled(share, job.width, job.share))
 
 
 def _matrix_product(pair: Pair, recipe: MaskMatrixProduct, job: Derivation) -> Step:
@@ -114,8 +114,8 @@ def _wrapped_power(pair: Pair, recipe: WrappedPower, job: Derivation) -> Step:
     share = torch.full_like(low.value, signed(steps[0]) if pair.leader else 0)
     for power in range(1, exponent):
         share = share + signed(comb(exponent, power) * steps[power]) * (yield from _powers(pair, low, power))
-    share = yield from product(pair, _factor(wrap), Factor(share), job.width, job)
-    return share if pair.leader else None
+    share = yield from product(pair, _factor(wrap), Factor(share), job.width)
+    return (yield from pair.settled(share, job.width, job.share))
 
 
 def _carries(pair: Pair, mask: Tensor, bits: int) -> One:

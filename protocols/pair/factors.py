@@ -22,7 +22,7 @@ from torch import Tensor
 from ..ring import sign_extend
 from ..rounds import together
 from ..wire import wire_bytes
-from .steps import Derivation, One, Pair
+from .steps import One, Pair
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,11 @@ class Factor:
         return own, own - self.share >> self.bits & 1
 
 
-def product(pair: Pair, x: Factor, y: Factor, width: int, job: Derivation | None = None) -> One:
-    """This party's share of x y modulo 2^(8 width), of one shape. With a job: the correction at the server."""
+def product(pair: Pair, x: Factor, y: Factor, width: int) -> One:
+    """This party's share of x y modulo 2^(8 width), of one shape."""
     if 1 in (x.bits, y.bits):
         bit, number = (x, y) if x.bits == 1 else (y, x)
-        share = yield from pair.times_bits(bit.share & 1, number.share, width)
-        return share if job is None else (yield from pair.settled(share, width, job.share))
+        return (yield from pair.times_bits(bit.share & 1, number.share, width))
     own_x, own_y = sign_extend(x.share, 8 * width), sign_extend(y.share, 8 * width)
     less: list[tuple[Tensor, Tensor, int]] = []
     if x.bits < 8 * width:
@@ -55,17 +54,17 @@ def product(pair: Pair, x: Factor, y: Factor, width: int, job: Derivation | None
     elif y.bits < 8 * width:
         own_y, bit = y.parts()
         less.append((bit, own_x, y.bits))
-    lacking = (pair.times_bits(bit, number, wire_bytes(8 * width - zeros)) for bit, number, zeros in less)
-    share = own_x * own_y
-    for (_, _, zeros), part in zip(less, (yield from together(*lacking)), strict=True):
-        share = share - (part << zeros)
     if x is y:
         clients, servers = 2 * own_x[None], own_x[None]
     else:
         clients, servers = torch.stack([own_x, own_y]), torch.stack([own_y, own_x])
     bits = min(x.bits, 8 * width) + min(y.bits, 8 * width)
-    chosen = None if job is None or job.share is None else job.share - share
-    return share + (yield from pair.crossed("product", clients, servers, width, chosen, bits=bits))
+    lacking = (pair.times_bits(bit, number, wire_bytes(8 * width - zeros)) for bit, number, zeros in less)
+    crossed, *parts = yield from together(pair.multiplied(clients[None], servers, width, bits), *lacking)
+    share = own_x * own_y + crossed[0]
+    for (_, _, zeros), part in zip(less, parts, strict=True):
+        share = share - (part << zeros)
+    return share
 
 
 def powers(pair: Pair, key: tuple[object, ...], x: Factor, exponent: int, width: int) -> One:

@@ -9,10 +9,10 @@ those of the two parts and of the carries between them (steps.py).
     ExpNumbers     r_L = l_0 + l_1 - 2^f c, of the parties' low parts and of the carry c out of them. So e^-r_L is a
                    factor of the server's times one of the client's, which has c as well: the server picks among the
                    client's by its share of c. One crossed product of 31 bits each, shifted; then times the bits b_r
-    Waves          cos n t (p_0 + p_1) and sin n t (p_0 + p_1) are a complex product of what each knows: three crossed
-                   products of as many bits as the results have, and 4 more; then shifted
+    Waves          cos n t (p_0 + p_1) and sin n t (p_0 + p_1) are a complex product of what each knows: two sums of
+                   crossed products of as many bits as the results have, and 4 more; what each party gets is shifted
 
-The last two are less than a unit off, and by 2^-20 of an exponential; a dealer's are half a unit off.
+Exponentials are less than a unit off, and by 2^-20 of themselves, waves two; a dealer's are half a unit off.
 
 Who learns what: nothing but what steps.py and crossed products say. Each party's own part is uniform, and no other's.
 """
@@ -34,7 +34,7 @@ from .steps import Derivation, One, Pair
 
 FULL = 8  # bytes of the ring
 FACTOR = 31  # bits of a factor of an exponential: the product keeps the ring's top bit for its wrap
-FINER = 4  # bits of a factor of a wave, more than the result's
+FINER, MOST_OF_WAVES = 4, 29  # bits of a factor of a wave, more than the result's, and at most
 
 
 def negated_bits(pair: Pair, mask: Tensor, bits: int, drop: int, runs: int) -> One:
@@ -157,24 +157,22 @@ def _exponential(pair: Pair, own: Tensor, carry: Tensor, bits: int, rate: float)
     share = (yield from pair.picked(picks.view(-1), FULL)).view(3, -1).sum(0)
     if not pair.leader:
         share = share + none
-        return (yield from pair.crossed("product", share[None], share[None], FULL, bits=64 + FACTOR))
-    mine = whole(0)
-    crossed = yield from pair.crossed("product", mine[None], mine[None], FULL, bits=64 + FACTOR)
-    return crossed + mine * share
+    mine = whole(0) if pair.leader else share
+    (crossed,) = yield from pair.multiplied(mine[None, None], mine[None], FULL, 64 + FACTOR)
+    return crossed + mine * share if pair.leader else crossed
 
 
 def mask_waves(pair: Pair, recipe: Waves, job: Derivation) -> Step:
-    """C + iS = (C_0 + i S_0) (C_1 + i S_1). What the server adds keeps what is shifted above 0."""
-    bits = min(recipe.fraction + FINER, FACTOR - 1)
-    width = -(-(2 * bits + 3) // 8)
+    """C + iS = (C_0 + i S_0) (C_1 + i S_1). What both parties get of it are integers below 2^62, which add up exactly:
+    so each is shifted by itself."""
+    bits = min(recipe.fraction + FINER, MOST_OF_WAVES)
     part = (-recipe.periods * recipe.mask & (1 << recipe.bits) - 1).double() * (2 * math.pi / (1 << recipe.bits))
     cosine, sine = waves(part.cos(), part.sin(), recipe.count, bits).unbind(-1)
-    mine = torch.stack([cosine, sine, cosine + sine])
-    both, low, high = yield from pair.crossed("product", mine[None], mine[None], width, bits=2 * bits + 3)
-    share = torch.stack([both - low, high - both - low], -1)
-    if pair.leader:
-        share = share + (2 << 2 * bits)
-    share = yield from pair.shifted(share, 2 * bits - recipe.fraction, 8 * width, job.width)
-    if pair.leader:
-        share = share - (2 << recipe.fraction)
-    return (yield from pair.settled(share.view(job.shape), job.width, job.share))
+    turned = torch.stack([torch.stack([cosine, -sine]), torch.stack([sine, cosine])])
+    share, lack = yield from pair.crossed("product", turned, torch.stack([cosine, sine]), FULL, bits=2 * bits + 2)
+    drop = 2 * bits - recipe.fraction
+    share = share + (1 << drop - 1) >> drop
+    if not pair.leader:
+        lack = lack + (1 << drop - 1) >> drop
+    share = share + (yield from pair.picked(lack.reshape(-1), job.width)).view(share.shape)
+    return (yield from pair.settled(share.movedim(0, -1).reshape(job.shape), job.width, job.share))

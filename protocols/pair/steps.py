@@ -214,6 +214,12 @@ class Pair:
             share = share - (top - both.view(mine.shape) << ring - bits)
         return share
 
+    def multiplied(self, clients: Tensor, servers: Tensor, width: int, bits: int = 0, name: str = "") -> One:
+        """Shares [sums, ...] of the client's numbers [sums, terms, ...] times the server's [terms, ...], modulo 2^(8
+        width), as `crossed` has them."""
+        share, lack = yield from self.crossed("product", clients, servers, width, name=name, bits=bits)
+        return share + (yield from self.picked(lack.reshape(-1), width)).view(share.shape)
+
     def crossed(
         self,
         kind: str,
@@ -225,7 +231,8 @@ class Pair:
         bits: int = 0,
     ) -> One:
         """This party's share of the client's value times the server's: `clients`, `servers` are what it has of each,
-        of the other's but the shape. `chosen`, `name`, `bits`: as of `Crossed`."""
+        of the other's but the shape. `chosen`, `name`, `bits`, and what it gets of elementwise products: as of
+        `Crossed`."""
         mine, theirs = (servers, clients) if self.leader else (clients, servers)
         part = Crossed(None, None, width, kind=kind, mine=mine, theirs=tuple(theirs.shape), chosen=chosen)
         part.name, part.bits = name, bits

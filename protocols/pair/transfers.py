@@ -50,12 +50,16 @@ class ReceivingTransfers(Protocol):
 class Crossed(Swap):
     """A part of a round that needs encryption: shares of the client's `mine` times the server's, modulo 2^(8 width).
 
-    kind    "product": elementwise, of one shape [terms, ...], summed over one or two terms. "matrix": of matrices,
-            batched, the client's on the left; "linear": the same, the server's being a weight
+    kind    "product": elementwise, of the server's [terms, ...] and the client's [sums, terms, ...], summed over one or
+            two terms. "matrix": of matrices, batched, the client's on the left; "linear": the same, the server's being
+            a weight
     theirs  the shape of the other's
-    chosen  at the client, the share that it will have; None: any
+    chosen  at the client, of matrices, the share that it will have; None: any
     name    of the weight: one value in all programs of a session
     bits    of elementwise products: numbers are signed, and sums at most 2^(bits - 1) either way; 0: any numbers
+
+    Of elementwise products each party gets [2, sums, ...]: its share less what both lack, and of that the server a bit,
+    the client a number, the bit times which is to be added (homomorphic/products.py).
     """
 
     kind: str = "product"

@@ -83,14 +83,20 @@ class Products:
     def _share(self, job: Crossed, other: Crossed) -> Tensor:
         assert (job.kind, job.width) == (other.kind, other.width)
         clients, servers = (other, job) if self.leader else (job, other)
+        self.asked += 1
         if job.kind == "product":
-            product = (clients.mine * servers.mine).sum(0)
-            sizes = (clients.mine.double() * servers.mine.double()).abs().sum(0)
+            product = (clients.mine * servers.mine).sum(1)
+            sizes = (clients.mine.double() * servers.mine.double()).abs().sum(1)
             assert job.bits == other.bits
             assert not job.bits or bool((sizes <= 2.0 ** (job.bits - 1)).all())
-        else:
-            product = Ring().matmul(clients.mine.contiguous(), servers.mine.contiguous())
-        self.asked += 1
+            share, lack, bit = self.trusted.stream.integers(f"share/{self.asked}", (3, *product.shape))
+            if 0 < job.bits < 61:  # below twice this modulus, so that they add up as integers
+                modulus, shift = 4 << job.bits, 1 << job.bits - 1
+                share, rest = share & modulus - 1, (product + shift - share) & modulus - 1
+                lack, bit = modulus * (share < modulus // 2), (rest < modulus // 2).long()
+                return torch.stack([rest - shift - modulus, bit] if self.leader else [share, lack])
+            return torch.stack([product - share - lack * (bit & 1), bit & 1] if self.leader else [share, lack])
+        product = Ring().matmul(clients.mine.contiguous(), servers.mine.contiguous())
         share = clients.chosen
         if share is None:
             share = self.trusted.stream.integers(f"share/{self.asked}", tuple(product.shape))

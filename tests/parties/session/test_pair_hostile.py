@@ -159,10 +159,10 @@ def test_a_frame_that_says_it_is_huge_takes_no_memory(lying, liar):
 def test_noise_is_refused_or_an_answer_is_wrong(lying, liar, what):
     site = lying(liar)
     site.frame = first_of(FRAMES[liar][what], lambda data: CONTENTS["noise"](len(data)))
-    if what == "products":  # any numbers are some products
-        site.ask_once()
-    else:
+    if what == "transfers":
         site.caught()
+    else:  # any numbers are some ciphertexts
+        site.ask_once()
     assert FRAMES[liar][what] in site.sizes()
 
 

@@ -1,5 +1,7 @@
 """Products between two parties under ring-LWE: exact for all numbers, of known sizes, and with nothing in the noise."""
 
+from math import prod
+
 import numpy as np
 import pytest
 import torch
@@ -17,9 +19,18 @@ from blindformer.protocols.homomorphic.lattice import (
     random_words,
 )
 from blindformer.protocols.homomorphic.linear import LinearClient, LinearServer, blocks, linear_cost
-from blindformer.protocols.homomorphic.products import ProductAlice, ProductBob, product_cost
+from blindformer.protocols.homomorphic.products import ProductAlice, ProductBob, product_cost, slots
 from blindformer.protocols.homomorphic.replies import FLOOD_BITS, FRESH, flood_bits, fractions_of
-from blindformer.protocols.homomorphic.residues import as_fraction, fractions, integers, of_fraction, scaled
+from blindformer.protocols.homomorphic.residues import (
+    as_fraction,
+    fractions,
+    integers,
+    of_fraction,
+    packed_residues,
+    residue_bytes,
+    scaled,
+    unpacked_residues,
+)
 from blindformer.protocols.kernels import library
 
 pytestmark = pytest.mark.skipif(library.library is None, reason="homomorphic products need C kernels")
@@ -79,23 +90,44 @@ def test_extreme_numbers(key, public, number):
 @pytest.mark.parametrize(("hers", "his"), [(1, 1), (8, 24), (24, 26), (32, 32), (33, 64), (64, 64)])
 @pytest.mark.parametrize("terms", [1, 2])
 def test_shares_of_sums_of_products(key, public, terms, hers, his):
-    """Of signed numbers of so many bits each, also of the largest."""
+    """Of signed numbers of so many bits each, also of the largest; two sums of each of hers."""
     count, bits = DEGREE + 3 if hers == 24 else 50, hers + his
-    x, y = uniform_integers(terms, count) >> 64 - hers, uniform_integers(terms, count) >> 64 - his
-    r = uniform_integers(count)
-    x[:, :3], y[:, :3] = -(1 << hers - 1), -(1 << his - 1)
+    x, y = uniform_integers(terms, count) >> 64 - hers, uniform_integers(2, terms, count) >> 64 - his
+    x[:, :3], y[..., :3] = -(1 << hers - 1), -(1 << his - 1)
+    y[1, :, 1:3] = -y[1, :, 1:3] - 1
     alice = ProductAlice(key, bits)
     request = alice.request(x)
-    reply = ProductBob(public, bits).reply(request, y, r)
-    assert product_cost(count, terms, bits) == (len(request), len(reply))
-    assert torch.equal(alice.share(reply, count) + r, (x * y).sum(0))
+    reply, (u, lack) = ProductBob(public, bits).reply(request, y)
+    assert product_cost(count, terms, bits, 2) == (len(request), len(reply))
+    v, below = alice.share(reply, count, 2)
+    assert torch.equal(v + u + below * lack, (x * y).sum(1))
+    modulus = prod(one.prime for one in slots(bits))
+    assert set(lack.flatten().tolist()) == {0, torch.tensor(modulus % 2**64 - 2**64 * (modulus >> 63 & 1)).item()}
+
+
+def test_shares_of_products_are_uniform_modulo_the_primes(key, public):
+    """Of each party alone, whatever the numbers: over the whole range, as often below half of it as above."""
+    (one,), x = slots(40), torch.full((1, DEGREE), (1 << 19) - 1)
+    alice = ProductAlice(key, 40)
+    for y in (0 * x[None], x[None]):
+        reply, (u, lack) = ProductBob(public, 40).reply(alice.request(x), y)
+        v, below = alice.share(reply, DEGREE)
+        for share, low in ((u, lack.bool()), (v + one.prime + (1 << 39), below.bool())):
+            assert int(share.min()) >= 0
+            assert int(share.max()) < one.prime
+            assert torch.equal(share < one.prime / 2, low)
+            assert float(share.double().mean()) == pytest.approx(one.prime / 2, rel=0.05)
+            assert float(share.double().std()) == pytest.approx(one.prime / 12**0.5, rel=0.05)
 
 
 def noise_of(key: LatticeKey, reply: bytes, places: np.ndarray, message: torch.Tensor) -> np.ndarray:
     """What the key's holder sees beyond a message modulo 2^64, in units of 2^-80 of the modulus."""
     first, second = primes = lattice().sent.primes
     pair = np.zeros((2, 2, DEGREE), dtype=np.uint64)
-    pair[1], pair[0][:, places] = integers(reply[: 10 * DEGREE], 10, primes), integers(reply[10 * DEGREE :], 10, primes)
+    pair[1], pair[0][:, places] = (
+        integers(reply[: 10 * DEGREE], 10, primes),
+        integers(reply[10 * DEGREE :], 9, primes, 1),
+    )
     out = []
     for x, y, sent in zip(*key.phases(pair)[:, places].tolist(), message.tolist(), strict=True):
         whole = x + first * ((y - x) * pow(first, -1, second) % second)
@@ -177,7 +209,7 @@ def test_foreign_bytes_are_one_line(key, public):
     server.shares(b"\xff" * size, 1)  # any others decrypt to something
     x = uniform_integers(2, 3)
     with pytest.raises(HomomorphicError, match="request: "):
-        ProductBob(public).reply(setup, x, x[0])
+        ProductBob(public).reply(setup, x[None])
     with pytest.raises(HomomorphicError, match="reply: "):
         ProductAlice(key).share(setup, 3)
     with pytest.raises(HomomorphicError, match="do not fit"):
@@ -210,5 +242,9 @@ def test_arithmetic_of_long_numbers_is_that_of_integers():
         messages, product = [x % modulus for x in words.tolist()], 1
         for prime in lattice().primes:
             product *= prime
+        rows = np.array([[x % prime for x in messages[:96]] for prime in lattice().primes], dtype=np.uint64)
+        data = packed_residues(rows, (50, 50, 56, 56))
+        assert len(data) == residue_bytes(96, (50, 50, 56, 56)) == 96 * 212 // 8
+        assert unpacked_residues(data, (50, 50, 56, 56), 96).tolist() == rows.tolist()
         embedded = scaled(np.array(messages, dtype=np.uint64), modulus, lattice().primes)
         assert embedded.tolist() == [[product * m // modulus % q for m in messages] for q in lattice().primes]
