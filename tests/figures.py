@@ -27,6 +27,7 @@ LEVELS = {
 CHANGELOG = RESULTS.parents[1] / "CHANGELOG.md"
 CHANGES = re.compile(r"\(changes figures: ([\w-]+(?:, [\w-]+)*)\)")
 OURS = "blindformer, beaver"
+ALONE = "no-dealer.jsonl"
 PEERS = ("peers-minilm-32.json", "peers-minilm-128.json")
 OLD = re.compile(r"^- Old figures: ([\w-]+(?:, [\w-]+)*)", re.MULTILINE)
 
@@ -214,15 +215,29 @@ def wraps() -> str:
     return "\n".join(lines) + "\n"
 
 
+def no_dealer() -> str:
+    """The table of docs/deploy.md, of what both parties do ahead of a query of MiniLM."""
+    lines = [
+        "| MiniLM, tokens | CPU seconds of both | seconds | traffic | of a session's first query "
+        "| memory of client, server |",
+        f"|{'---|' * 6}",
+    ]
+    for report in kept(ALONE):
+        memory = report["peak_rss_mb_by_party"]
+        cells = [f"{report['plan']}, {report['length']}", f"{report['cpu_s']:.0f}", f"{report['offline_s']:.0f}"]
+        cells += [f"{report[f'{first}offline_bytes'] / MB:.0f} MB" for first in ("", "first_")]
+        cells.append(", ".join(f"{memory[party] / 1e3:.1f} GB" for party in ("client", "server")))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"{_provenance(kept(ALONE)[0], 'no-dealer')}."]) + "\n"
+
+
 def in_words() -> dict[str, Callable[[], str]]:
     """Figures in sentences, each by the name of its part."""
-    encrypted, alone = "he-uci-0-1-layer.json", "no-dealer-minilm-32.json"
+    encrypted = "he-uci-0-1-layer.json"
     return {
-        "no-dealer-query": lambda: f"{kept(alone)[0]['offline_bytes'] / MB:.0f} MB",
-        "no-dealer-first": lambda: f"{kept(alone)[0]['first_offline_bytes'] / MB:.0f} MB",
-        "no-dealer-cpu": lambda: f"{kept(alone)[0]['cpu_s']:.0f}",
-        "no-dealer-seconds": lambda: f"{kept(alone)[0]['offline_s']:.0f}",
-        "no-dealer-memory": lambda: f"{kept(alone)[0]['peak_rss_mb'] / 1e3:.1f} GB",
+        "no-dealer-query": lambda: f"{kept(ALONE)[0]['offline_bytes'] / MB:.0f} MB",
+        "no-dealer-first": lambda: f"{kept(ALONE)[0]['first_offline_bytes'] / MB:.0f} MB",
+        "no-dealer-seconds": lambda: f"{kept(ALONE)[0]['offline_s']:.0f}",
         "public-factor": lambda: f"{kept('open-models.jsonl')[0]['online_over_plaintext']:.1f}",
         "private-factor": lambda: f"{kept('latency-128.jsonl')[2]['online_over_plaintext']:.0f}",
         "encrypted-accuracy": lambda: f"{100 * kept(encrypted)[0]['accuracy']['clear']['value']:.0f} %",

@@ -129,7 +129,7 @@ def options() -> str:
 GENERATED = {"approximations": approximations, "python": python, "errors": errors, "options": options}
 GENERATED |= {"results": figures.results, "costs": figures.costs, "many": figures.many, "compared": figures.compared}
 GENERATED |= {"open": figures.open_models, "levels": figures.levels, "accuracy": figures.accuracy}
-GENERATED |= {"students": figures.students}
+GENERATED |= {"students": figures.students, "no-dealer": figures.no_dealer}
 GENERATED |= {"wraps": figures.wraps, "architectures": figures.architectures, **figures.in_words()}
 PART = re.compile(rf"(<!-- ({'|'.join(GENERATED)}):start -->\n?).*?(?=<!-- \2:end -->)", re.DOTALL)
 
