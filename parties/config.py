@@ -365,6 +365,19 @@ class Settings(_Section):
         """The file these settings come from; None if there is none."""
         return self._file
 
+    def to_json(self) -> str:
+        """All of them, for another process of this machine."""
+        file = None if self._file is None else str(self._file)
+        return json.dumps({"file": file, "settings": self.model_dump(mode="json")})
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """What `to_json` has written."""
+        whole = json.loads(text)
+        settings = cls.model_validate(whole["settings"])
+        settings._file = None if whole["file"] is None else Path(whole["file"])
+        return settings
+
     def address(self, role: Role) -> Address:
         """Where `role` is dialled. Errors: ValueError for the client, which nobody dials."""
         if role == "client":

@@ -33,7 +33,10 @@ def precompute(
             help="Padded length; 1: answer tokens of a public chat model or encoder-decoder (default: the only one)."
         ),
     ] = None,
-    sessions: Annotated[int, Option(min=1, max=256, help="Sessions at once: for several servers, or many cores.")] = 1,
+    sessions: Annotated[
+        int,
+        Option(min=1, max=256, help="Sessions at once, each a process; without a dealer 1 to 2 GB each for MiniLM."),
+    ] = 1,
     config: options.Config = None,
     store: options.Store = None,
     server: options.Server = None,
@@ -41,17 +44,24 @@ def precompute(
     adapter: options.Adapter = None,
     certs: options.ClientCerts = None,
     form: options.Form = "text",
+    local: options.Local = None,
 ) -> None:
     """Preprocess queries: server and client store a part each, which `blindformer query` uses first.
 
     Without a number, show what --store holds; it may be a server's or helper's folder.
     """
+    if local is not None:
+        with loading(1, notes=1):
+            from ..client.precompute import make_share
+
+            make_share()
+        return
     if not words:
         _show(config, store, form)
         return
     folder, rest = folder_first(words, config, "precompute")
     count = _count(rest)
-    with loading(1, notes=1) as phases:
+    with loading(1, notes=1, parties=sessions > 1) as phases:
         from ..client.client import client_settings
         from ..client.precompute import precompute as make
         from ..registry import compiled_for, served_with
