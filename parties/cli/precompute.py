@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -35,7 +36,9 @@ def precompute(
     ] = None,
     sessions: Annotated[
         int,
-        Option(min=1, max=256, help="Sessions at once, each a process; without a dealer 1 to 2 GB each for MiniLM."),
+        Option(
+            min=1, max=256, help="Sessions at once, each a process; without a dealer, each takes 1 to 2 GB for MiniLM."
+        ),
     ] = 1,
     config: options.Config = None,
     store: options.Store = None,
@@ -71,7 +74,14 @@ def precompute(
         given |= {"protocol": compiled_for(folder), "adapter": adapter, "store": store}
         settings = client_settings(config, served_with("dealer"), **given)
         phases.end("load")
-        report = make(settings, count, length, phases.step, sessions, own)
+        started = time.perf_counter()
+
+        def step(phase: str, done: int, total: int) -> None:
+            phases.step(phase, done, total)
+            if phase == "precompute":
+                phases.note(phase, f"{60 * done / (time.perf_counter() - started):.1f} a minute")
+
+        report = make(settings, count, length, step, sessions, own)
     padded = f" of {report.length} tokens" if report.length else ""
     what = "runs, audits among them," if settings.session.audits else "queries"
     summary = f"kept correlations for {report.kept} {what}{padded} in {report.seconds:.1f} s"

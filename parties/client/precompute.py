@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ...protocols.errors import BlindformerError, PeerError
@@ -59,7 +60,7 @@ def precompute(
     number, stores = _storing(settings, length, own_dealer)
     started = time.perf_counter()
     mine, *others = [count // sessions + (place < count % sessions) for place in range(min(sessions, count))]
-    share = partial(_Share, settings.to_json(), length, own_dealer)
+    share = partial(_Share, settings.model_dump(mode="json"), str(settings.file or ""), length, own_dealer)
     tell = progress or (lambda phase, done, total: None)
     with ShareProcesses([asdict(share(other)) for other in others], len(stores)) as beside:
         kept = [[0] * len(stores), *beside.kept]
@@ -83,9 +84,10 @@ def precompute(
 
 @dataclass(frozen=True)
 class _Share:
-    """What another process makes."""
+    """What another process makes. `file`: which its settings come from, if any."""
 
-    settings: str
+    settings: dict[str, Any]
+    file: str
     length: int | None
     own_dealer: bool
     count: int
@@ -95,7 +97,8 @@ def make_share() -> None:
     """In a process of ShareProcesses: what stdin names, until stdin ends. Errors: those of `precompute`."""
     share = _Share(**json.loads(sys.stdin.readline()))
     end_with_stdin()
-    settings, log = Settings.from_json(share.settings), Log("precompute", "json")
+    context = {"file": Path(share.file)} if share.file else None
+    settings, log = Settings.model_validate(share.settings, context=context), Log("precompute", "json")
     _, stores = _storing(settings, share.length, share.own_dealer)
 
     def report(store: int, now: int) -> None:
