@@ -346,7 +346,8 @@ class CryptenSection(_Section):
 
 
 class Settings(_Section):
-    """A whole configuration, with every path absolute. Made by `load_settings`."""
+    """A whole configuration, with every path absolute. Made by `load_settings`, or of the values of another one
+    (`model_dump`, with its `file` in the context)."""
 
     session: SessionSection
     parties: PartiesSection
@@ -359,6 +360,9 @@ class Settings(_Section):
     crypten: CryptenSection
     prices: PricesSection
     _file: Path | None = PrivateAttr(default=None)
+
+    def model_post_init(self, context: Any) -> None:
+        self._file = (context or {}).get("file")
 
     @property
     def file(self) -> Path | None:
@@ -415,10 +419,10 @@ def load_settings(path: Path | None = None, protocols: Collection[str] | None = 
         else:
             table[name] = value.expanduser().absolute() if isinstance(value, Path) else value
     try:
-        settings = Settings.model_validate(data, context={"base": path.absolute().parent if path else None})
+        context = {"base": path.absolute().parent, "file": path.absolute()} if path else None
+        settings = Settings.model_validate(data, context=context)
     except ValidationError as error:
         raise ConfigError([_explain(fault, path, given) for fault in error.errors()]) from None
-    settings._file = path.absolute() if path else None
     protocol, wanted = settings.session.protocol, tuple(served() if protocols is None else protocols)
     if protocol not in wanted:
         where = "the command line" if "session.protocol" in given or path is None else path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -33,7 +34,12 @@ def precompute(
             help="Padded length; 1: answer tokens of a public chat model or encoder-decoder (default: the only one)."
         ),
     ] = None,
-    sessions: Annotated[int, Option(min=1, max=256, help="Sessions at once: for several servers, or many cores.")] = 1,
+    sessions: Annotated[
+        int,
+        Option(
+            min=1, max=256, help="Sessions at once, each a process; without a dealer, each takes 1 to 2 GB for MiniLM."
+        ),
+    ] = 1,
     config: options.Config = None,
     store: options.Store = None,
     server: options.Server = None,
@@ -41,17 +47,24 @@ def precompute(
     adapter: options.Adapter = None,
     certs: options.ClientCerts = None,
     form: options.Form = "text",
+    local: options.Local = None,
 ) -> None:
     """Preprocess queries: server and client store a part each, which `blindformer query` uses first.
 
     Without a number, show what --store holds; it may be a server's or helper's folder.
     """
+    if local is not None:
+        with loading(1, notes=1):
+            from ..client.precompute import make_share
+
+            make_share()
+        return
     if not words:
         _show(config, store, form)
         return
     folder, rest = folder_first(words, config, "precompute")
     count = _count(rest)
-    with loading(1, notes=1) as phases:
+    with loading(1, notes=1, parties=sessions > 1) as phases:
         from ..client.client import client_settings
         from ..client.precompute import precompute as make
         from ..registry import compiled_for, served_with
@@ -61,7 +74,14 @@ def precompute(
         given |= {"protocol": compiled_for(folder), "adapter": adapter, "store": store}
         settings = client_settings(config, served_with("dealer"), **given)
         phases.end("load")
-        report = make(settings, count, length, phases.step, sessions, own)
+        started = time.perf_counter()
+
+        def step(phase: str, done: int, total: int) -> None:
+            phases.step(phase, done, total)
+            if phase == "precompute":
+                phases.note(phase, f"{60 * done / (time.perf_counter() - started):.1f} a minute")
+
+        report = make(settings, count, length, step, sessions, own)
     padded = f" of {report.length} tokens" if report.length else ""
     what = "runs, audits among them," if settings.session.audits else "queries"
     summary = f"kept correlations for {report.kept} {what}{padded} in {report.seconds:.1f} s"

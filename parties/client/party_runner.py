@@ -6,9 +6,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -30,7 +27,7 @@ from ...protocols.crypten.versions import check_versions
 from ...protocols.devices import find_device
 from ...protocols.errors import BlindformerError
 from ..config import Address, Settings
-from ..launch import LocalOptions
+from ..launch import LocalOptions, end_with_stdin
 from ..launch.processes import A_DAY, BACKLOG
 from ..service.identity import Identity
 from ..service.start import bind
@@ -252,7 +249,7 @@ def run_for_launcher(settings: Settings, name: str, options: LocalOptions) -> No
     On its connection with that program a data owner gets its values of each query, with the part that it runs; the
     party that asks starts the query then. Answers go back as ring integers. At the end of stdin the process ends.
     """
-    threading.Thread(target=_end_with_stdin, daemon=True, name="stdin").start()
+    end_with_stdin()
     link, runner = Connection(options.link), PartyRunner(settings, name)
 
     def given() -> Iterator[OwnInput]:
@@ -273,8 +270,3 @@ def run_for_launcher(settings: Settings, name: str, options: LocalOptions) -> No
         progress=lambda *done: link.send(("progress", *done)),
         ready=lambda: link.send(("ready", runner.setup_s, runner.setup_bytes)),
     )
-
-
-def _end_with_stdin() -> None:
-    sys.stdin.read()
-    os._exit(1)

@@ -10,6 +10,8 @@ import atexit
 import json
 import os
 import shutil
+import sys
+import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -82,6 +84,16 @@ class LocalOptions:
         from ..transport.shaping import ShapedChannel
 
         return ShapedChannel(channel, Network(*self.network))
+
+
+def end_with_stdin() -> None:
+    """From now on this process ends when its stdin does: its launcher has closed it, or is gone."""
+    threading.Thread(target=_end_with_stdin, daemon=True, name="stdin").start()
+
+
+def _end_with_stdin() -> None:
+    sys.stdin.read()
+    os._exit(1)
 
 
 def _remove(scratch: str, launcher: int) -> None:

@@ -111,6 +111,8 @@ class PartyProcess:
 class PartyProcesses:
     """Processes by role. `addresses`: where each listens. Errors of all methods: LaunchError."""
 
+    less = "a shorter length"  # what takes less memory
+
     def __init__(self) -> None:
         self.scratch = Path(tempfile.mkdtemp(prefix="blindformer-"))  # mode 0700
         self.addresses: dict[str, Address] = {}
@@ -145,7 +147,7 @@ class PartyProcesses:
         while not (killed := self._killed()) and time.monotonic() < deadline:
             time.sleep(0.02)
         for role, name in killed.items():
-            return LaunchError(role, f"was killed by {name}", "run again; if memory is short, use a shorter length")
+            return LaunchError(role, f"was killed by {name}", f"run again; if memory is short, use {self.less}")
         seen: set[str] = set()
         while party not in seen:
             seen.add(party)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+from pathlib import Path
 
+import psutil
 import pytest
 from blindformer.models.artifacts import ArtifactError
 from blindformer.models.delegated.building import delegate_folder
 from blindformer.models.loading.huggingface import InputError
 from blindformer.parties.cli.app import app
+from blindformer.parties.client import precompute
 from blindformer.parties.client.delegated import DelegatedClient
 from blindformer.parties.client.session import ClientError
+from blindformer.parties.config import Settings, load_settings
 from blindformer.parties.session.preprocessing_store import PreprocessingStore, StoreError
 from blindformer.parties.transport import handshake
 from blindformer.protocols.errors import PeerGone
-from blindformer.tests.shared.deployment import Deployment, eventually
+from blindformer.tests.shared.deployment import Deployment, Running, eventually, runs
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama, tiny_marian
 from typer.testing import CliRunner
 
@@ -225,3 +230,80 @@ def test_what_cannot_be_made_ahead_of_public_models_is_explained(public, site):
         run("precompute", str(site.client_folder), "1", "--length", "8", "--dealer", "local", "--store", "x")
     with pytest.raises(ClientError, match="need a folder of them; give store"):
         run("query", str(public.client_folder), TEXT, *public.words()[:2], "--dealer", "local")
+
+
+def stored_by(site: Deployment, folder: Path) -> Settings:
+    """A client's settings, with a store of its own."""
+    config = site.write_config(folder / "client.toml", client=f'cache = "{site.folder / "cache"}"\n')
+    return load_settings(config, **{"client.store": folder / "store", "client.use_store": "only"})
+
+
+def sessions_apart() -> list[psutil.Process]:
+    """Other sessions of a `precompute` of this process."""
+    return [one for one in psutil.Process().children(recursive=True) if runs(one) and one.name() == "precompute"]
+
+
+def use_up(site: Deployment, settings: Settings, count: int) -> None:
+    """Ask so many queries, for which the store suffices and no more."""
+    options = {"store": settings.client.store, "use_store": "only", "cache": site.folder / "cache"}
+    with site.client(**options, length=8) as client:
+        for _ in range(count):
+            client.query(TEXT)
+        with pytest.raises(StoreError):
+            client.query(TEXT)
+    audit = PreprocessingStore(settings.client.store or "").ledger.audit()
+    assert len({tag for tag, _, _ in audit}) == len({(session, number) for _, session, number in audit}) == count
+
+
+def test_two_processes_fill_a_store_and_each_of_its_queries_is_used_once(site, tmp_path):
+    settings, beside, reports = stored_by(site, tmp_path), set[int](), []
+
+    def watch(phase: str, done: int, total: int) -> None:
+        beside.update(one.pid for one in sessions_apart())
+        if phase == "precompute":
+            reports.append((done, total))
+
+    report = precompute.precompute(settings, 5, 8, watch, sessions=2)
+    assert (report.kept, report.left, report.stopped) == (5, 5, None)
+    assert len(beside) == 1
+    assert not sessions_apart()
+    assert reports == sorted(reports)
+    assert reports[-1] == (5, 5)
+    rows = PreprocessingStore(tmp_path / "store").ledger.rows()
+    assert sorted(row.ready for row in rows) == [2, 3]
+    use_up(site, settings, 5)
+
+
+def test_a_session_that_is_killed_loses_one_query_and_the_others_go_on(site, tmp_path):
+    settings, killed = stored_by(site, tmp_path), []
+
+    def kill(phase: str, done: int, total: int) -> None:
+        if phase == "precompute" and not killed and len(PreprocessingStore(tmp_path / "store").ledger.rows()) == 2:
+            killed.extend(sessions_apart())
+            killed[0].kill()
+
+    report = precompute.precompute(settings, 16, 8, kill, sessions=2)
+    assert len(killed) == 1
+    assert str(report.stopped) == "session 2: was killed by SIGKILL; run again; if memory is short, use fewer sessions"
+    assert 8 <= report.kept < 16
+    assert report.left - report.kept in (0, 1)  # one may be in the store that nobody has heard of
+    use_up(site, settings, report.left)
+
+
+def test_processes_that_cannot_reach_the_server_are_one_error(site, tmp_path):
+    config = site.write_config(tmp_path / "away.toml", client="wait = 0\n", server="127.0.0.1:1")
+    settings = load_settings(config, **{"client.store": tmp_path / "store"})
+    with pytest.raises(PeerGone, match="server: nobody listens"):
+        precompute.precompute(settings, 2, 8, sessions=2)
+
+
+def test_a_command_that_is_ended_leaves_no_session(site, tmp_path):
+    store = tmp_path / "store"
+    words = ["precompute", str(site.client_folder), "500", "--length", "8", "--sessions", "2", "--store", str(store)]
+    command = Running([*words, *site.words()], tmp_path)
+    try:
+        eventually(lambda: len(PreprocessingStore(store).ledger.rows()) == 2, "both sessions store")
+        assert "precompute" in [one.name() for one in command.children()]
+        assert command.stop() == 128 + signal.SIGTERM  # and nothing outlives it
+    finally:
+        command.end()
