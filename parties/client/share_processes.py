@@ -1,7 +1,7 @@
 """Sessions that fill a preprocessing store beside the caller's, each in a process of this machine.
 
-One process computes on one core, whoever deals. Each gets its share of the work on stdin, and says in lines of its log
-what is in the store; settings and shares hold no secret but paths, and are on no command line.
+Threads of one process would share a core where the client computes much: without a dealer, or as its own. A process
+gets its share and all settings on stdin, for a command line can be read by others, and logs how much it has stored.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ as ciphertexts' own: what is sent first is encrypted modulo all four, and the la
 product, and most of the noise with it. SEAL sets a context's last prime apart; wide's is one more, modulo which nothing
 is ever published. `narrow` has the fourth prime for key switching and for encryption under the public key.
 
-A ciphertext's second part is uniform, and travels as a seed. SEAL gives (b', a') with b' + a' s = m + e. For a of the
-seed, decrypting (b', a' - a) gives b = m + e - a s, so (b, a) is a ciphertext with the same fresh error.
+A ciphertext's second part is uniform, and travels, and is kept, as a seed. SEAL gives (b', a') with b' + a' s = m + e.
+For a of the seed, decrypting (b', a' - a) gives b = m + e - a s, so (b, a) is a ciphertext with the same fresh error.
 
 Nothing that comes from outside is parsed by SEAL: messages are coefficients of a fixed number of bits, each checked to
 be below its prime, and are put into SEAL's form here. A foreign message of another size is one line of an error.
@@ -191,23 +191,27 @@ class LatticePublic:
         ring = lattice()
         if len(data) != PUBLIC_BYTES:
             raise HomomorphicError(f"public key: {len(data)} bytes instead of {PUBLIC_BYTES}; both need one version")
-        values = [unsealed(data, number, "public key") for number in range(1 + MOST_MERGES * DATA_PRIMES)]
+        values = unsealed(data, 0, 1 + MOST_MERGES * DATA_PRIMES, "public key")
         form = ring.ciphertext_form(values[0], ring.key_level)
         self.encryptor = seal.Encryptor(ring.narrow, ring.narrow.from_public_str(form))
-        keys = np.stack(values[1:]).reshape(MOST_MERGES, DATA_PRIMES, 2, ALL_PRIMES, DEGREE)
+        keys = values[1:].reshape(MOST_MERGES, DATA_PRIMES, 2, ALL_PRIMES, DEGREE)
         self.merging = Merging(ring.all, list(keys))
 
 
-def unsealed(data: Buffer, number: int, what: str) -> Words:
-    """Ciphertext `number` of some that lie one after the other -> [2, primes, degree]. Errors: HomomorphicError."""
-    ring, start = lattice(), number * CIPHERTEXT_BYTES
-    if len(data) < start + CIPHERTEXT_BYTES:
+def unsealed(data: Buffer, first: int, count: int, what: str) -> Words:
+    """So many ciphertexts from number `first` on of some that lie one after the other -> [count, 2, primes, degree].
+    Errors: HomomorphicError."""
+    ring, view = lattice(), memoryview(data)[first * CIPHERTEXT_BYTES : (first + count) * CIPHERTEXT_BYTES]
+    if len(view) != count * CIPHERTEXT_BYTES:
         raise HomomorphicError(f"{what}: is shorter than its parameters say; both need one version")
-    first = unpacked_residues(data[start + SEED_BYTES : start + CIPHERTEXT_BYTES], _BITS, DEGREE)
-    if bool((first >= np.array(ring.primes, dtype=np.uint64)[:, None]).any()):
-        raise HomomorphicError(f"{what}: is of other parameters; both need one version")
-    seed = bytes(data[start : start + SEED_BYTES])
-    return np.stack([first, uniform(seed, "second part", ring.primes, DEGREE)])
+    out = np.empty((count, 2, ALL_PRIMES, DEGREE), dtype=np.uint64)
+    for number, pair in enumerate(out):
+        one = view[number * CIPHERTEXT_BYTES :][:CIPHERTEXT_BYTES]
+        unpacked_residues(one[SEED_BYTES:], _BITS, pair[0])
+        if bool((pair[0] >= np.array(ring.primes, dtype=np.uint64)[:, None]).any()):
+            raise HomomorphicError(f"{what}: is of other parameters; both need one version")
+        pair[1] = uniform(bytes(one[:SEED_BYTES]), "second part", ring.primes, DEGREE)
+    return out
 
 
 def values_of(ciphertext: Any) -> Words:

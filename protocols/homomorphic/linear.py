@@ -178,17 +178,17 @@ class LinearServer:
 
 
 class LinearClient:
-    """The party that knows A. Holds W encrypted: 2.4 times as many bytes as the set-up's.
+    """The party that knows A. Holds the set-up as it came, and reads a block of it at a time.
 
     shape   batch (1 without), rows and columns of W
     rows    of A, if W is for one product alone
-    Errors: HomomorphicError for a set-up that is none.
+    Errors: HomomorphicError for a set-up that is none, here or in a reply.
     """
 
     def __init__(
         self, public: LatticePublic, setup: Buffer, shape: Shape, width: int = 8, rows: int | None = None
     ) -> None:
-        self.public, self.shape, self.width = public, shape, width
+        self.public, self.setup, self.shape, self.width = public, setup, shape, width
         batch, inner, _ = shape
         self._blocks = blocks(shape, rows)
         expected = sum(block.ciphertexts(batch, inner) for block in self._blocks) * CIPHERTEXT_BYTES
@@ -196,14 +196,8 @@ class LinearClient:
             raise HomomorphicError(
                 f"encrypted weights: {len(setup)} bytes instead of {expected}; both need one program"
             )
-        ring, number = lattice(), 0
-        self._weights: list[Words] = []
         for block in self._blocks:
             flood_bits(1 << 8 * width, _noise(block, inner, width))
-            count = block.ciphertexts(batch, inner)
-            values = [unsealed(setup, number + i, "encrypted weights") for i in range(count)]
-            self._weights.append(ring.all.packed(values, _group(block)))
-            number += count
 
     def reply(self, a: Tensor, r: Tensor) -> bytes:
         """A W - R, encrypted: the second number of linear_cost. The client's share is R, uniform and used once.
@@ -215,9 +209,10 @@ class LinearClient:
             raise HomomorphicError(f"A {list(a.shape)}, R {list(r.shape)}: do not fit weights {list(self.shape)}")
         numbers, rows = _signed(a, self.width).flatten(0, 1).numpy(), a.shape[1]
         masks = (np.uint64(0) - r.flatten(0, 1).numpy().view(np.uint64)) & _mask(self.width)
-        parts = []
-        for block, weights in zip(self._blocks, self._weights, strict=True):
-            noise = _noise(block, inner, self.width)
+        parts, at = [], 0
+        for block in self._blocks:
+            noise, count = _noise(block, inner, self.width), block.ciphertexts(batch, inner)
+            weights = unsealed(self.setup, at, count, "encrypted weights")
             for products in block.replies(batch, rows):
                 doublings = (len(products) - 1).bit_length()
                 each: list[Words] = []
@@ -229,6 +224,8 @@ class LinearClient:
                 message[places] = some.T.reshape(-1)
                 merged = self.public.merging.merged(each)
                 parts.append(reply(self.public, merged, message, 1 << 8 * self.width, noise, places))
+            at += count
+            del weights  # before the next block's
         return b"".join(parts)
 
     def _products(

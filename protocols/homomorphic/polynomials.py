@@ -133,28 +133,19 @@ class Polynomials:
             if x.dtype != np.uint64 or x.shape[-2:] != (len(self.primes), self.degree):
                 raise ValueError(f"{x.dtype} {x.shape}: not polynomials of {len(self.primes)} primes")
 
-    def packed(self, pairs: Sequence[Words], group: int) -> Words:
-        """Pairs of polynomials, values [2, primes, degree] each, for row_products by as many coefficients."""
-        blocks = self.degree // group // _BLOCK
-        out = np.empty((len(self.primes), blocks, len(pairs), 2, group, _BLOCK), dtype=np.uint64)
-        for number, pair in enumerate(pairs):
-            out[:, :, number] = _limbs(pair).reshape(2, -1, blocks, _BLOCK, group).transpose(1, 2, 0, 4, 3)
-        return out
-
     def row_products(self, weights: Words, first: int, rows: Words) -> Words:
-        """Sums over terms of pairs of polynomials, from number `first` of `packed` on, times
+        """Sums over terms of pairs of polynomials, values [terms, 2, primes, degree] from number `first` on, times
         sum_r rows[prime, row, term, r] X^-r: values [rows, 2, primes, degree]. rows: below their primes."""
+        self._check(weights)
         primes, count, terms, group = rows.shape
-        shape = (len(self.primes), self.degree // group // _BLOCK, weights.shape[2], 2, group, _BLOCK)
-        if primes != len(self.primes) or weights.shape != shape or not 0 <= first <= weights.shape[2] - terms:
+        if primes != len(self.primes) or weights.shape[1:-2] != (2,) or not 0 <= first <= len(weights) - terms:
             raise ValueError(f"rows {rows.shape} do not fit weights {weights.shape}")
         rows, weights = np.ascontiguousarray(rows), np.ascontiguousarray(weights)
         out = np.empty((count, 2, primes, self.degree), dtype=np.uint64)
-        scratch = np.empty(terms * group * _BLOCK, dtype=np.uint64)
+        scratch = np.empty(3 * terms * group * _BLOCK, dtype=np.uint64)
         call(
             "row_products",
-            _at(weights[0, 0, first:]),
-            weights.shape[2],
+            _at(weights[first:]),
             _at(rows),
             *(count, terms, group),
             _at(self._inverse_roots(group)),

@@ -153,12 +153,12 @@ class ProductBob:
         expected = product_cost(count, terms, self.bits)[0]
         if len(request) != expected:
             raise HomomorphicError(f"request: {len(request)} bytes instead of {expected}; both need one program")
-        blocks, parts, at, view = len(factors[0][0]), [], 0, memoryview(request)
+        blocks, parts, at = len(factors[0][0]), [], 0
         drawn = uniform(secrets.token_bytes(SEED_BYTES), "u", primes, outputs * blocks * DEGREE)
         residues = drawn.reshape(len(primes), outputs, blocks, DEGREE)
         for block in range(blocks):
             for one, masks in zip(slots(self.bits), residues[:, :, block], strict=True):
-                sealed = np.stack([unsealed(view, at + i, "request") for i in range(terms)])
+                sealed = unsealed(request, at, terms, "request")
                 at += terms
                 added = ((1 << self.bits - 1) % one.prime + one.prime - masks) % np.uint64(one.prime)
                 for of, mask in zip(factors, added, strict=True):

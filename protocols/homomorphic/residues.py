@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..channel import Buffer
+from ..streams import Stream
 
 Words = NDArray[np.uint64]
 
@@ -126,17 +126,16 @@ def of_fraction(fraction: Words, modulus: int) -> Words:
 
 
 def uniform(seed: bytes, label: str, primes: Sequence[int], count: int) -> Words:
-    """Public polynomials' values, uniform modulo each prime -> [primes, count]: SHAKE128 of a public seed, of which
-    words that are too large are left out."""
-    rows = []
-    for number, prime in enumerate(primes):
-        drawn, extra = np.empty(0, dtype=np.uint64), 64
-        while len(drawn) < count:
-            stream = hashlib.shake_128(seed + f"{label}/{number}".encode()).digest(8 * (count + extra))
-            words = np.frombuffer(stream, dtype=np.uint64) & np.uint64((1 << prime.bit_length()) - 1)
-            drawn, extra = words[words < prime], 4 * extra + count
-        rows.append(drawn[:count])
-    return np.stack(rows)
+    """Numbers uniform modulo each prime -> [primes, count]: AES-128 in counter mode under a key of the seed and label,
+    words that are too large being drawn anew. Of a public seed they are public, as FrodoKEM's matrix is
+    (https://frodokem.org)."""
+    stream, out = Stream(seed, label).reader("residues"), np.empty((len(primes), count), dtype=np.uint64)
+    for row, prime in zip(out, primes, strict=True):
+        mask = np.uint64((1 << prime.bit_length()) - 1)
+        row[:] = stream.int32(2 * count).numpy().view(np.uint64) & mask
+        while len(large := np.flatnonzero(row >= np.uint64(prime))):
+            row[large] = stream.int32(2 * len(large)).numpy().view(np.uint64) & mask
+    return out
 
 
 def residue_bytes(count: int, bits: Sequence[int]) -> int:
@@ -144,25 +143,28 @@ def residue_bytes(count: int, bits: Sequence[int]) -> int:
 
 
 def packed_residues(residues: Words, bits: Sequence[int]) -> bytes:
-    """Residues [primes, n] below 2^bits, of 50 or 56 bits: the low 6 bytes of all, then the bits above, by prime."""
-    low = np.ascontiguousarray(residues)[..., None].view(np.uint8)[..., :_LOW_BYTES]
+    """Residues [primes, n] below 2^bits, of 50 or 56 bits: the low 4 bytes of all, the 2 above, then the bits above by
+    prime."""
+    low, middle = residues.astype(np.uint32), (residues >> np.uint64(32)).astype(np.uint16)
     high = [
         (row.reshape(-1, len(steps)) >> np.uint64(8 * _LOW_BYTES) << steps).sum(1).astype(np.uint8)
         for row, steps in zip(residues, map(_steps_above, bits), strict=True)
     ]
-    return b"".join(part.tobytes() for part in (low, *high))
+    return b"".join(part.tobytes() for part in (low, middle, *high))
 
 
-def unpacked_residues(data: Buffer, bits: Sequence[int], count: int) -> Words:
-    """Of `residue_bytes`."""
-    view, at = np.frombuffer(data, dtype=np.uint8), _LOW_BYTES * len(bits) * count
-    words = np.zeros((len(bits), count, 8), dtype=np.uint8)
-    words[..., :_LOW_BYTES] = view[:at].reshape(len(bits), count, _LOW_BYTES)
-    for row, steps in zip(words, map(_steps_above, bits), strict=True):
-        some = view[at : at + count // len(steps), None] >> steps.astype(np.uint8)
-        row[:, _LOW_BYTES] = (some & np.uint8((1 << 8 // len(steps)) - 1)).reshape(-1)
-        at += count // len(steps)
-    return words.view(np.uint64)[..., 0]
+def unpacked_residues(data: Buffer, bits: Sequence[int], out: Words) -> None:
+    """Of `residue_bytes`: [primes, n]."""
+    count = out.shape[1]
+    out[:] = np.frombuffer(data, np.uint32, out.size).reshape(out.shape)
+    out |= np.frombuffer(data, np.uint16, out.size, 4 * out.size).reshape(out.shape).astype(np.uint64) << np.uint64(32)
+    at = _LOW_BYTES * out.size
+    for row, steps in zip(out, map(_steps_above, bits), strict=True):
+        size = count // len(steps)
+        above = np.frombuffer(data, np.uint8, size, at)[:, None] >> steps.astype(np.uint8)
+        above &= np.uint8((1 << 8 // len(steps)) - 1)
+        row |= above.reshape(-1).astype(np.uint64) << np.uint64(8 * _LOW_BYTES)
+        at += size
 
 
 def _steps_above(size: int) -> Words:

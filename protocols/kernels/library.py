@@ -73,7 +73,7 @@ _TAKES = {
     "check_sums": "annaia",
     "grow_nodes": "annaiaa",
     "add_code": "anaai",
-    "row_products": "ananniaainaa",
+    "row_products": "aanniaainaa",
     "transform": "aninaaai",
     "divide_by_last": "aninaaaaaaaa",
     "sum_pairs": "aaniinaa",

@@ -106,11 +106,11 @@ INLINE void interpolate(words_at *x, const u64 *roots, int group, struct modulus
     }
 }
 
-/* x [BLOCK, BLOCK], transposed. */
-INLINE void transposed(const u64 *x, u64 *out)
+/* x [BLOCK, columns], transposed. */
+INLINE void transposed(const u64 *x, int columns, u64 *out)
 {
-    for (int i = 0; i < BLOCK; i++)
-        for (int j = 0; j < BLOCK; j++) out[j * BLOCK + i] = x[i * BLOCK + j];
+    for (int j = 0; j < columns; j++)
+        for (int i = 0; i < BLOCK; i++) out[j * BLOCK + i] = x[i * columns + j];
 }
 
 /* Factors of a transform's steps and their quotients: outer [degree / BLOCK - 1, 2] to groups of BLOCK, inner
@@ -143,10 +143,10 @@ static void to_values(u64 *x, size_t degree, struct roots roots, struct modulus 
         }
     for (size_t at = 0; at < degree; at += BLOCK * BLOCK, inner += 2 * BLOCK * (BLOCK - 1)) {
         u64 block[BLOCK * BLOCK];
-        transposed(x + at, block);
+        transposed(x + at, BLOCK, block);
         evaluate((words_at *)block, inner, BLOCK, q);
         for (int i = 0; i < BLOCK * WIDE; i++) ((words_at *)block)[i] = reduced(((words_at *)block)[i], q);
-        transposed(block, x + at);
+        transposed(block, BLOCK, x + at);
     }
 }
 
@@ -156,9 +156,9 @@ static void to_coefficients(u64 *x, size_t degree, struct roots roots, const u64
     const u64 *outer = roots.outer + 2 * (degree / BLOCK - 1), *inner = roots.inner;
     for (size_t at = 0; at < degree; at += BLOCK * BLOCK, inner += 2 * BLOCK * (BLOCK - 1)) {
         u64 block[BLOCK * BLOCK];
-        transposed(x + at, block);
+        transposed(x + at, BLOCK, block);
         interpolate((words_at *)block, inner, BLOCK, q);
-        transposed(block, x + at);
+        transposed(block, BLOCK, x + at);
     }
     for (size_t half = BLOCK; half < degree; half *= 2) {
         outer -= degree / half;
@@ -389,18 +389,24 @@ void merge_pair(const u64 *x, const u64 *y, const u64 *shift, const u64 *turn, c
 /* Of pairs of polynomials, by their values: the sums out [rows, 2, primes, degree] over terms of polynomials times
  * weights.
  *
- * weights    [primes, degree / group / BLOCK, all, 2, group, BLOCK] packed, of which the first `terms` of `all` count
+ * weights    [terms, 2, primes, degree]
  * rows       [primes, rows, terms, group] coefficients
  * roots      [primes, degree / group / BLOCK, group - 1, 2, BLOCK]
  * constants  [primes, CONSTANTS]
- * scratch    [terms, group, BLOCK] */
-void row_products(const u64 *weights, size_t all, const u64 *rows, size_t count, size_t terms, int group,
+ * scratch    [3 terms, group, BLOCK] */
+void row_products(const u64 *weights, const u64 *rows, size_t count, size_t terms, int group,
                   const u64 *roots, const u64 *constants, int primes, size_t degree, u64 *scratch, u64 *out)
 {
     const size_t wide = (size_t)group * BLOCK;
+    u64 *factors = scratch + terms * wide;
     for (int prime = 0; prime < primes; prime++, constants += CONSTANTS) {
         struct modulus q = modulus_of(constants[0]);
-        for (size_t at = 0; at < degree; at += wide, weights += all * 2 * wide, roots += 2 * (wide - BLOCK))
+        for (size_t at = 0; at < degree; at += wide, roots += 2 * (wide - BLOCK)) {
+            for (size_t i = 0; i < 2 * terms; i++) {
+                words_at *packed_values = (words_at *)(factors + i * wide);
+                transposed(weights + (i * primes + prime) * degree + at, group, factors + i * wide);
+                for (size_t j = 0; j < (size_t)group * WIDE; j++) packed_values[j] = packed(packed_values[j]);
+            }
             for (size_t row = 0; row < count; row++) {
                 const u64 *from = rows + (prime * count + row) * terms * group;
                 for (size_t term = 0; term < terms; term++, from += group) {
@@ -409,8 +415,9 @@ void row_products(const u64 *weights, size_t all, const u64 *rows, size_t count,
                     evaluate(values, roots, group, q);
                     for (size_t i = 0; i < (size_t)group * WIDE; i++) values[i] = packed(folded(values[i], q));
                 }
-                sum_terms(weights, scratch, terms, group, constants + OF_LIMBS, primes * degree, q,
+                sum_terms(factors, scratch, terms, group, constants + OF_LIMBS, primes * degree, q,
                           out + (row * 2 * primes + prime) * degree + at);
             }
+        }
     }
 }

@@ -50,8 +50,7 @@ class WeightKey(NamedTuple):
     size: int
 
 
-Prepared = LinearClient | bytes  # of matrices; of products their request
-KeptWeights = dict[WeightKey, Prepared | None]  # the client's; None at the server
+KeptWeights = dict[WeightKey, Buffer]  # requests, at the client; empty ones at the server
 
 
 @dataclass
@@ -75,19 +74,15 @@ class Piece:
     def request(self, key: LatticeKey) -> bytes:
         return b"" if self.weight else self.setup(key)
 
-    def known(self, public: LatticePublic, request: Buffer) -> Prepared | None:
-        return self.kept[self.weight] if self.weight else self.prepared(public, request)
-
     def setup(self, key: LatticeKey) -> bytes:
         """At the server: its numbers, encrypted."""
         raise NotImplementedError
 
-    def prepared(self, public: LatticePublic, setup: Buffer) -> Prepared:
+    def answer(self, public: LatticePublic, request: Buffer) -> bytes:
         """At the client."""
-        raise NotImplementedError
+        return self.reply(public, self.kept[self.weight] if self.weight else request)
 
-    def reply(self, public: LatticePublic, request: Buffer) -> bytes:
-        """At the client."""
+    def reply(self, public: LatticePublic, setup: Buffer) -> bytes:
         raise NotImplementedError
 
     def take(self, key: LatticeKey, reply: Buffer) -> None:
@@ -106,9 +101,9 @@ class SetUpPiece(Piece):
     def setup(self, key: LatticeKey) -> bytes:
         return self.of.setup(key)
 
-    def reply(self, public: LatticePublic, request: Buffer) -> bytes:
+    def reply(self, public: LatticePublic, setup: Buffer) -> bytes:
         assert self.of.weight is not None
-        self.kept[self.of.weight] = self.of.prepared(public, request)
+        self.kept[self.of.weight] = setup
         return b""
 
 
@@ -135,13 +130,8 @@ class MatrixPiece(Piece):
     def setup(self, key: LatticeKey) -> bytes:
         return LinearServer(key, *self.of).setup(self.right)
 
-    def prepared(self, public: LatticePublic, setup: Buffer) -> LinearClient:
-        return LinearClient(public, setup, *self.of)
-
-    def reply(self, public: LatticePublic, request: Buffer) -> bytes:
-        client = self.known(public, request)
-        assert isinstance(client, LinearClient)
-        return client.reply(self.left, self.share)
+    def reply(self, public: LatticePublic, setup: Buffer) -> bytes:
+        return LinearClient(public, setup, *self.of).reply(self.left, self.share)
 
     def take(self, key: LatticeKey, reply: Buffer) -> None:
         self.share.copy_(LinearServer(key, *self.of).shares(reply, self.left.shape[1]))
@@ -163,13 +153,8 @@ class ProductPiece(Piece):
     def setup(self, key: LatticeKey) -> bytes:
         return ProductAlice(key, self.bits).request(self.numbers[0])
 
-    def prepared(self, public: LatticePublic, setup: Buffer) -> bytes:
-        return bytes(setup)
-
-    def reply(self, public: LatticePublic, request: Buffer) -> bytes:
-        known = self.known(public, request)
-        assert isinstance(known, bytes)
-        reply, shares = ProductBob(public, self.bits).reply(known, self.numbers)
+    def reply(self, public: LatticePublic, setup: Buffer) -> bytes:
+        reply, shares = ProductBob(public, self.bits).reply(setup, self.numbers)
         self.shares.copy_(shares)
         return reply
 
@@ -282,7 +267,7 @@ class CutProducts:
     def _with_setup(self, piece: Piece) -> Iterator[Piece]:
         if piece.weight and piece.weight not in self._kept:
             yield SetUpPiece(None, self._kept, piece)
-            self._kept.setdefault(piece.weight, None)
+            self._kept.setdefault(piece.weight, b"")
         yield piece
 
 
@@ -320,7 +305,7 @@ class EncryptedProducts:
     def _answer(self, public: LatticePublic, pieces: Iterator[Piece]) -> None:
         reply = b""
         for piece in pieces:
-            reply = piece.reply(public, self._swap(reply, piece.request_bytes))
+            reply = piece.answer(public, self._swap(reply, piece.request_bytes))
         self._swap(reply, 0)
 
     def _swap(self, data: bytes, size: int) -> Buffer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-import torch
+import numpy as np
 from torch import Tensor
 
 Shape = tuple[int, ...]
@@ -55,7 +55,7 @@ class Batches:
 
     @property
     def _common(self) -> Shape:
-        return tuple(torch.broadcast_shapes(self.left[:-2], self.right[:-2]))
+        return np.broadcast_shapes(self.left[:-2], self.right[:-2])  # torch's own imports sympy
 
     def _full(self, shape: Shape) -> Shape:
         return (1,) * (len(self._common) + 2 - len(shape)) + shape

@@ -29,6 +29,7 @@ from blindformer.protocols.homomorphic.residues import (
     packed_residues,
     residue_bytes,
     scaled,
+    uniform,
     unpacked_residues,
 )
 from blindformer.protocols.kernels import library
@@ -192,7 +193,7 @@ def test_a_mask_is_all_that_the_keys_holder_decrypts(key, public):
 
 def test_foreign_bytes_are_one_line(key, public):
     server = LinearServer(key, (1, 3, 4))
-    setup = server.setup(uniform_integers(3, 4))
+    setup, x = server.setup(uniform_integers(3, 4)), uniform_integers(2, 3)
     with pytest.raises(HomomorphicError, match=f"{PUBLIC_BYTES}"):
         LatticePublic(b"1234")
     with pytest.raises(HomomorphicError, match="other parameters"):
@@ -200,14 +201,13 @@ def test_foreign_bytes_are_one_line(key, public):
     with pytest.raises(HomomorphicError, match="encrypted weights: "):
         LinearClient(public, setup + b"1", (1, 3, 4))
     with pytest.raises(HomomorphicError, match="other parameters"):
-        LinearClient(public, b"\xff" * CIPHERTEXT_BYTES, (1, 3, 4))
+        LinearClient(public, b"\xff" * CIPHERTEXT_BYTES, (1, 3, 4)).reply(x, uniform_integers(2, 4))
     size = linear_cost(1, 1, 3, 4)[1]
     with pytest.raises(HomomorphicError, match=f"instead of {size}"):
         server.shares(bytes(size + 1), 1)
     with pytest.raises(HomomorphicError, match="second part is zero"):
         server.shares(bytes(size), 1)
     server.shares(b"\xff" * size, 1)  # any others decrypt to something
-    x = uniform_integers(2, 3)
     with pytest.raises(HomomorphicError, match="request: "):
         ProductBob(public).reply(setup, x[None])
     with pytest.raises(HomomorphicError, match="reply: "):
@@ -219,6 +219,20 @@ def test_foreign_bytes_are_one_line(key, public):
 def test_a_sum_that_noise_cannot_hide_exactly_is_refused(key):
     with pytest.raises(HomomorphicError, match="split it"):
         LinearServer(key, (1, 1 << 20, 1))
+
+
+def test_what_a_seed_gives_is_uniform_modulo_each_prime():
+    """Also where nearly half of the words are too large; other seeds, labels and primes give others."""
+    primes = 5, (1 << 30) + 3, *lattice().primes
+    seeds = (bytes(32), "a"), (bytes(32), "b"), (bytes(31) + b"1", "a")
+    drawn = np.stack([uniform(*seed, primes, 20_000) for seed in seeds])
+    assert np.array_equal(drawn[0], uniform(*seeds[0], primes, 20_000))
+    for number, prime in enumerate(primes):
+        numbers = drawn[:, number]
+        assert int(numbers.max()) < prime
+        shares = np.bincount((numbers * np.uint64(5) // np.uint64(prime)).reshape(-1).astype(int)) / numbers.size
+        assert shares == pytest.approx(0.2, abs=0.01)
+    assert all(abs(np.corrcoef(rows)[0, 1]) < 0.05 for rows in (drawn[:2, 2], drawn[::2, 2], drawn[0, 2:4]))
 
 
 def test_arithmetic_of_long_numbers_is_that_of_integers():
@@ -245,6 +259,7 @@ def test_arithmetic_of_long_numbers_is_that_of_integers():
         rows = np.array([[x % prime for x in messages[:96]] for prime in lattice().primes], dtype=np.uint64)
         data = packed_residues(rows, (50, 50, 56, 56))
         assert len(data) == residue_bytes(96, (50, 50, 56, 56)) == 96 * 212 // 8
-        assert unpacked_residues(data, (50, 50, 56, 56), 96).tolist() == rows.tolist()
+        unpacked_residues(data, (50, 50, 56, 56), unpacked := np.empty_like(rows))
+        assert unpacked.tolist() == rows.tolist()
         embedded = scaled(np.array(messages, dtype=np.uint64), modulus, lattice().primes)
         assert embedded.tolist() == [[product * m // modulus % q for m in messages] for q in lattice().primes]

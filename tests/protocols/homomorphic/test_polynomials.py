@@ -63,7 +63,7 @@ def test_rows_times_weights(level, group, terms, kind):
     weights = residues(kind, terms + 1, 2, degree)  # [terms, 2, primes, degree]
     rows = residues(kind, terms, 2, group).transpose(2, 1, 0, 3)  # [primes, rows, terms, group]
     with levels.at(level):
-        products = ring.row_products(ring.packed(list(weights), group), 1, rows)
+        products = ring.row_products(weights, 1, rows)
     assert products.shape == (2, 2, len(PRIMES), degree)
     for number, prime in enumerate(PRIMES):
         factors = [pow(x, -1, prime) for x in roots[number]]
@@ -160,7 +160,7 @@ def test_two_ciphertexts_are_merged_by_a_key(level, kind, half):
 
 def test_what_the_kernels_cannot_compute_is_refused():
     ring, _ = polynomials(64)
-    weights = ring.packed(list(residues("random", 2, 2, 64)), 4)
+    weights = residues("random", 2, 2, 64)
     rows = residues("random", 1, 1, 4).transpose(2, 1, 0, 3)
     with pytest.raises(ValueError, match="do not fit"):
         ring.row_products(weights, 2, rows)
