@@ -64,6 +64,11 @@ class PayingDrafts(CandidateGenerator):
         self.accepted = 0
         self._began, self._drafted, self._first, self._before = 0.0, 0, True, 0
 
+    @property
+    def num_drafting_tokens(self) -> int:
+        """What transformers from 5.25 on asks every generator of candidates for: how many there may be at most."""
+        return self.rows.slots
+
     def get_candidates(self, input_ids: Tensor, **more: Any) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         """The tokens so far and drafts after them [1, n + drafts], and the drafter's logits where it has any."""
         self._began, self._before, self._drafted = perf_counter(), self._drafted, 0
