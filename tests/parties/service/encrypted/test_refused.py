@@ -65,6 +65,15 @@ def test_keys_that_are_none_are_refused(site, client):
         assert re.search(error, outcome(site, "", request, wrong)), error
 
 
+def processes(site):
+    """Those that sessions have forked for their clients' bytes."""
+    forked = set()
+    for child in psutil.Process(site.service.pid).children():
+        with suppress(psutil.Error):
+            forked |= set(child.children())
+    return forked
+
+
 def on_disk(name):
     return list(Path(tempfile.gettempdir()).glob(f"bf-server-*/{name}"))
 
@@ -127,13 +136,18 @@ def test_every_refusal_says_why(site, client, keyed):
 
 @pytest.mark.usefixtures("unharmed")
 def test_who_speaks_while_its_query_computes_is_no_client(site, client, keyed):
+    request, others = request_of(client, keyed.keys, TEXTS[:2]), processes(site)
     with closing(connect(site)) as session:
-        session.channel.send_message({"query": 0, "keys": keyed.name})
-        send_sealed(session.channel, request_of(client, keyed.keys, TEXTS[:2]))
-        with suppress(PeerError):
-            while "done" not in (message := session.channel.recv_message()):
-                session.channel.send_message({"kept": keyed.name})
-            pytest.fail(f"answered with {message}")
+        session.ask(keyed.name, request, lambda step: None)
+        (computing,) = processes(site) - others
+        computing.suspend()  # so that it computes until the session has read what comes meanwhile
+        session.channel.send_message({"query": 1, "keys": keyed.name})
+        send_sealed(session.channel, request)
+        assert session.channel.recv_message() == {"waiting": True}
+        session.channel.send_message({"kept": keyed.name})
+        with pytest.raises(PeerProtocolError, match="sent a message that has no place here"):
+            while session.channel.recv_message() == {"waiting": True}:
+                pass
 
 
 def test_keys_are_their_certificates_alone(client, keyed, session, other):
@@ -174,15 +188,6 @@ def test_more_than_the_queue_holds_are_told_when_to_come_back(site, client, keye
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == ["answer", "answer", "the queue is full"]
-
-
-def processes(site):
-    """Those that sessions have forked for their clients' bytes."""
-    forked = set()
-    for child in psutil.Process(site.service.pid).children():
-        with suppress(psutil.Error):
-            forked |= set(child.children())
-    return forked
 
 
 def hang_up(site, client):
