@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 
 from blindformer.parties.transport.frames import Incoming
@@ -36,3 +37,13 @@ def memory_pair(
     record = record or {}
     for_a, for_b = socket.socketpair()
     return MemoryChannel(for_a, b, timeout, record.get(a)), MemoryChannel(for_b, a, timeout, record.get(b))
+
+
+def is_message(payload: bytes) -> bool:
+    """Whether it is a message and no tensor, one of 65,536 of which begins as a message does."""
+    if payload[:2] != b'{"':
+        return False
+    try:
+        return isinstance(json.loads(payload), dict)
+    except ValueError:
+        return False

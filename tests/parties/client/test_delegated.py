@@ -22,6 +22,7 @@ from blindformer.parties.config import load_settings
 from blindformer.parties.gateway.model_pool import open_pools
 from blindformer.protocols.errors import BlindformerError
 from blindformer.tests.shared.adapters import save_adapter
+from blindformer.tests.shared.memory import is_message
 from blindformer.tests.shared.threads import DelegatedThreads
 from blindformer.tests.shared.tiny import TEMPLATE, tiny_llama
 from typer.testing import CliRunner
@@ -148,9 +149,7 @@ def seen_of(module: torch.nn.Module, ids: torch.Tensor) -> tuple[str, list[torch
     client.close()
     site.join(20)
     site.close()
-    frames = [
-        frame if frame[:2] == b'{"' and b'"seed' not in frame else len(frame) for one in received for frame in one
-    ]
+    frames = [frame if is_message(frame) and b'"seed' not in frame else len(frame) for one in received for frame in one]
     return model.manifest.digest, list(model.integers), frames
 
 

@@ -13,7 +13,7 @@ from blindformer.models.delegated.running import DelegatedRunner
 from blindformer.protocols.channel import Channel
 from blindformer.protocols.delegated import RINGS
 from blindformer.protocols.errors import BlindformerError
-from blindformer.tests.shared.memory import MemoryChannel
+from blindformer.tests.shared.memory import MemoryChannel, is_message
 from blindformer.tests.shared.threads import DelegatedThreads
 from torch import Tensor, nn
 
@@ -63,7 +63,7 @@ class DelegatedSite(DelegatedThreads):
 
     def frames(self, receiver: str, sender: str) -> list[bytes]:
         """What came as tensors."""
-        return [payload for payload in self.received.get((receiver, sender), []) if payload[:2] != b'{"']
+        return [payload for payload in self.received.get((receiver, sender), []) if not is_message(payload)]
 
     def ask(self, client: Any, x: Tensor | None = None) -> Tensor:
         """One pass, whose answer must be right."""

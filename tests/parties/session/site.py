@@ -25,7 +25,7 @@ from blindformer.protocols.crypten.mesh import Mesh
 from blindformer.protocols.errors import BlindformerError
 from blindformer.protocols.streams import new_seed
 from blindformer.tests.protocols.programs import Case, Data, Draft
-from blindformer.tests.shared.memory import MemoryChannel, memory_pair
+from blindformer.tests.shared.memory import MemoryChannel, is_message, memory_pair
 from blindformer.tests.shared.threads import PartyThreads
 
 SECRET = bytes(range(16))
@@ -276,7 +276,7 @@ def run_session(case: Case, queries: int = 1, timeout: float = 20) -> Site:
 def assert_fresh(site: Site) -> None:
     """Of two equal queries of a data owner with two servers: what each has received is uniform, and not the same."""
     for receiver, sender in (("server", "owner"), ("owner", "server"), ("owner", "helper"), ("server", "helper")):
-        frames = [p for p in site.received[receiver, sender] if p[:2] != b'{"']
+        frames = [p for p in site.received[receiver, sender] if not is_message(p)]
         one, other = (b"".join(half) for half in np.array_split(np.array(frames, dtype=object), 2))
         assert one != other
         if len(one) > 4000:

@@ -38,17 +38,14 @@ from blindformer.tests.parties.session.site import Site, small_case
 from blindformer.tests.protocols.cases import CASES
 from blindformer.tests.protocols.programs import Case, Data, Draft, hidden
 from blindformer.tests.protocols.test_beaver_transcripts import inputs
+from blindformer.tests.shared.memory import is_message
 
 RATE = 0.25
 
 
 def message(frame: bytes) -> dict[str, Any] | None:
     """A JSON message; None for numbers."""
-    try:
-        content = json.loads(frame) if frame[:2] == b'{"' else None
-    except ValueError:
-        return None
-    return content
+    return json.loads(frame) if is_message(frame) else None
 
 
 def audited(case: Case, rate: float = RATE) -> Case:

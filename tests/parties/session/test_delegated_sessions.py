@@ -19,6 +19,7 @@ from blindformer.protocols.delegated.arithmetic import PassMasks
 from blindformer.protocols.errors import PeerGone, PeerProtocolError
 from blindformer.tests.parties.session.delegated_site import OUT, WIDE, DelegatedSite
 from blindformer.tests.parties.session.site import Turnstile
+from blindformer.tests.shared.memory import is_message
 
 
 class Drawn:
@@ -70,7 +71,7 @@ def site(request) -> Iterator[DelegatedSite]:
 def messages(site: DelegatedSite, receiver: str, sender: str) -> list[dict[str, Any]]:
     import json
 
-    return [json.loads(payload) for payload in site.received[receiver, sender] if payload[:2] == b'{"']
+    return [json.loads(payload) for payload in site.received[receiver, sender] if is_message(payload)]
 
 
 @pytest.mark.parametrize("rows", [1, 3, MANY - 1, MANY, 101])

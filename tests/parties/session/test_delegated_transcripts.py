@@ -12,6 +12,7 @@ from blindformer.parties.session import delegated_client, delegation
 from blindformer.protocols.delegated import RINGS
 from blindformer.protocols.delegated.arithmetic import PassMasks, unpack_ring
 from blindformer.tests.parties.session.delegated_site import WIDE, DelegatedSite
+from blindformer.tests.shared.memory import is_message
 from blindformer.tests.uniformity import ALARM, difference, log_p_values, sample
 
 PASSES, CALLS, ROWS = 12, 3, 8
@@ -86,7 +87,7 @@ def test_the_messages_to_a_server_are_the_same_for_each_text():
     for text in TEXTS.values():
         site = watched(text)
         payloads = site.received["server", "client"]
-        seen.append([payload if payload[:2] == b'{"' else len(payload) for payload in payloads])
+        seen.append([payload if is_message(payload) else len(payload) for payload in payloads])
     assert seen[0] == seen[1] == seen[2]
 
 

@@ -17,6 +17,7 @@ from blindformer.protocols.errors import PeerError, PeerProtocolError
 from blindformer.tests.models.generation.conftest import PREFIX, some
 from blindformer.tests.models.generation.test_cross import START, answers, small, source
 from blindformer.tests.parties.session.site import Site, assert_fresh
+from blindformer.tests.shared.memory import is_message
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_passes_give_what_clear_gives_and_cost_an_owner_what_is_declared(talks, 
     torch.testing.assert_close(private.read(text[12:16], wanted=2), clear.read(text[12:16])[-2:], rtol=0, atol=2e-2)
     for read in ([token] for token in text[16:20]):
         torch.testing.assert_close(private.read(read), clear.read(read), rtol=0, atol=2e-2)
-    sent = [sum(len(p) for p in talks.received[to, "owner"] if p[:2] != b'{"') for to in ("server", "helper")]
+    sent = [sum(len(p) for p in talks.received[to, "owner"] if not is_message(p)) for to in ("server", "helper")]
     assert [next(iter(answer.outputs.values())).shape[1] for _, answer in costs] == [8, 3, 1, 1, 2, 1, 1, 1, 1]
     declared = [talks.case.program.part(name) for name, _ in costs]
     assert sent == [sum(owner_traffic(part).to_server for part in declared), 0]

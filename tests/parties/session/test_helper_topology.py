@@ -20,7 +20,7 @@ from blindformer.protocols.errors import PeerError, PeerProtocolError, PeerRefus
 from blindformer.tests.models.conftest import make
 from blindformer.tests.parties.session.site import ROLES, Site, Turnstile, assert_fresh
 from blindformer.tests.protocols.programs import Case, handed_over
-from blindformer.tests.shared.memory import memory_pair
+from blindformer.tests.shared.memory import is_message, memory_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,7 +65,7 @@ def test_an_owner_s_work_is_small(item, owner_of):
     owner = owner_of(site)
     answer = owner.query(item.compiled.encode_inputs(item.batches[0]))
     assert owner.setup_bytes == 0
-    tensors = {key: sum(len(p) for p in payloads if p[:2] != b'{"') for key, payloads in site.received.items()}
+    tensors = {key: sum(len(p) for p in payloads if not is_message(p)) for key, payloads in site.received.items()}
     assert tensors["server", "owner"] == traffic.to_server
     assert tensors["helper", "owner"] == 0
     assert tensors["owner", "helper"] == tensors["owner", "server"] == traffic.from_each

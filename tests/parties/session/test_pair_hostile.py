@@ -31,6 +31,7 @@ from blindformer.protocols.homomorphic.products import product_cost
 from blindformer.protocols.kernels import library
 from blindformer.protocols.oblivious.silent import MESSAGE_BYTES
 from blindformer.tests.parties.session.site import Site
+from blindformer.tests.shared.memory import is_message
 
 pytestmark = pytest.mark.skipif(library.library is None, reason="homomorphic products need C kernels")
 
@@ -70,7 +71,7 @@ class LyingSite(Site):
 
     def sizes(self) -> list[int]:
         """Of all tensor frames that the liar has sent."""
-        return [len(frame) for frame in self.received[OTHER[self.liar], self.liar] if frame[:2] != b'{"']
+        return [len(frame) for frame in self.received[OTHER[self.liar], self.liar] if not is_message(frame)]
 
     def ask_once(self) -> dict[str, BlindformerError]:
         """A client that asks one query, whatever the answer is: how each party failed, in a line that a user reads."""

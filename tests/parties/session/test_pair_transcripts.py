@@ -19,6 +19,7 @@ from blindformer.protocols.oblivious.silent import HASH_BYTES, MESSAGE_BYTES, SU
 from blindformer.protocols.streams import new_seed
 from blindformer.tests.parties.session.site import Site
 from blindformer.tests.protocols.programs import Case, Data, Draft
+from blindformer.tests.shared.memory import is_message
 from blindformer.tests.uniformity import ALARM, Sample, log_p_values
 
 pytestmark = pytest.mark.skipif(library.library is None, reason="homomorphic products need C kernels")
@@ -48,7 +49,7 @@ class Heard:
     def __init__(self, payloads: list[bytes]) -> None:
         self.parts: list[tuple[str, list[bytes]]] = [("", [])]
         for payload in payloads:
-            if payload[:2] == b'{"':
+            if is_message(payload):
                 self.parts.append((next(iter(json.loads(payload))), []))
             else:
                 self.parts[-1][1].append(payload)

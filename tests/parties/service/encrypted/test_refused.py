@@ -146,8 +146,7 @@ def test_who_speaks_while_its_query_computes_is_no_client(site, client, keyed):
         assert session.channel.recv_message() == {"waiting": True}
         session.channel.send_message({"kept": keyed.name})
         with pytest.raises(PeerProtocolError, match="sent a message that has no place here"):
-            while session.channel.recv_message() == {"waiting": True}:
-                pass
+            list(iter(session.channel.recv_message, {"waiting": True}))
 
 
 def test_keys_are_their_certificates_alone(client, keyed, session, other):
