@@ -26,7 +26,10 @@ def all_private(name, plan="faithful"):
     return compiled_with(name, "private", plan=plan)
 
 
-@pytest.mark.parametrize(("name", "embedding"), [("mpnet", "client"), ("gpt2", "private"), ("vit-labels", "client")])
+@pytest.mark.parametrize(
+    ("name", "embedding"),
+    [pytest.param("mpnet", "client", marks=pytest.mark.slow), ("gpt2", "private"), ("vit-labels", "client")],
+)
 def test_public_weights_are_constants_cost_nothing_to_set_up_and_take_fewer_rounds(name, embedding):
     private = compiled_with(name, "private", embedding=embedding)
     opened = compiled_with(name, "public", embedding=embedding, plan=private.plan)

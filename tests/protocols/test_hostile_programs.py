@@ -182,7 +182,7 @@ def hostile(draw: st.DrawFn) -> Case:
     )
 
 
-@pytest.mark.parametrize("many", [False, True], ids=["beaver", "crypten"])
+@pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["beaver", "crypten"])
 @given(case=hostile(), away=st.booleans())
 @settings(max_examples=EXAMPLES)
 def test_whatever_a_program_declares_nothing_goes_out_unmasked(many, case, away):

@@ -322,6 +322,7 @@ assert load_server(folder).for_length().program == load_client(folder).for_lengt
 """
 
 
+@pytest.mark.slow
 def test_a_compilation_that_is_killed_or_finds_a_full_disk_leaves_whole_parts_or_none(tmp_path):
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "out"), "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)

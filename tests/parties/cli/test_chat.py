@@ -169,6 +169,7 @@ def test_other_commands_say_what_such_a_folder_is(refused, compiled, case):
     assert expected in refused(*(str(word).format(compiled) for word in words))
 
 
+@pytest.mark.slow
 def test_with_a_window_a_conversation_goes_on_to_the_models_end(call, report_of, talks, tmp_path):
     folder = tmp_path / "out"
     code, _, errors = call("compile", talks, "--chat", "--window", 32, "--out", folder)

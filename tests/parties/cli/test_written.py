@@ -23,6 +23,7 @@ def marian(tmp_path_factory):
     return tiny_marian(tmp_path_factory.mktemp("marian"))
 
 
+@pytest.mark.slow
 def test_a_translator_is_compiled_inspected_and_asked(call, marian):
     code, printed, errors = call("compile", marian, "--lengths", "16", "--tokens", 32, "--out", "it")
     assert code == 0, errors
@@ -59,6 +60,7 @@ def test_recordings_are_written_down_by_services_elsewhere(call, here, heard_fol
     assert [row["language"] for row in (first, second)] == [result.language for result in expected]
 
 
+@pytest.mark.slow
 def test_run_pads_to_the_usual_lengths_or_the_one_that_is_needed(call, marian):
     def run(*words):
         code, printed, errors = call("run", marian, *words, "--protocol", "clear", *FORMS)

@@ -119,6 +119,7 @@ def test_a_party_whose_session_is_killed_is_named(folder, inputs):
         assert not parties.open
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", COMMANDS)
 def test_a_party_that_stalls_is_named_within_the_timeout(folder, inputs, role):
     with LocalParties(folder, timeout=5) as parties:

@@ -63,6 +63,7 @@ def own_language(own, audio):
     return LANGUAGES[loaded.task.words.decode(number).strip("<|>")]
 
 
+@pytest.mark.slow
 def test_a_recording_is_written_down_as_by_the_client_itself(client, heard_folder, audio):
     with open_here(find_local("clear"), heard_folder) as here:
         expected = here([BytesIO(audio[1])], language="en")[0]["text"].strip()

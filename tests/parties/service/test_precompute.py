@@ -290,6 +290,7 @@ def test_a_session_that_is_killed_loses_one_query_and_the_others_go_on(site, tmp
     use_up(site, settings, report.left)
 
 
+@pytest.mark.slow
 def test_processes_that_cannot_reach_the_server_are_one_error(site, tmp_path):
     config = site.write_config(tmp_path / "away.toml", client="wait = 0\n", server="127.0.0.1:1")
     settings = load_settings(config, **{"client.store": tmp_path / "store"})
@@ -297,6 +298,7 @@ def test_processes_that_cannot_reach_the_server_are_one_error(site, tmp_path):
         precompute.precompute(settings, 2, 8, sessions=2)
 
 
+@pytest.mark.slow
 def test_a_command_that_is_ended_leaves_no_session(site, tmp_path):
     store = tmp_path / "store"
     words = ["precompute", str(site.client_folder), "500", "--length", "8", "--sessions", "2", "--store", str(store)]

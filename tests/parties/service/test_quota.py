@@ -121,6 +121,7 @@ def test_replicas_ask_the_clock_of_their_database(postgres, monkeypatch):
     assert granted(Quota(where, 10, DAY), "bob", 10)
 
 
+@pytest.mark.slow
 def test_processes_share_one_count_that_was_open_before_the_fork(where, make, clock):
     assert alone(spend_in_children, where, clock.now) == 49
     assert not granted(make(each=50), "alice")

@@ -199,6 +199,7 @@ def test_the_silent_the_slow_and_strangers_hold_up_nobody(start):
     assert Peer(toy).answer == "open"
 
 
+@pytest.mark.slow
 def test_hostile_addresses_shut_no_newcomer_out(start):
     """They say a whole hello and no more, and come again when they are hung up on. A newcomer comes again, too, and is
     in after seconds: of 128 twelve draw in a second, and who has wasted its turn draws last."""

@@ -152,6 +152,7 @@ def caught(case: Case, draws: Iterable[bool], **lie: Any) -> bool:
     return bool(errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["small", "every operation"])
 def test_any_change_of_any_message_is_found_in_an_audit(kind):
     case = small_case() if kind == "small" else inputs("random")

@@ -43,11 +43,13 @@ def end_of(program: str, size: int, again: bool) -> tuple[int, str]:
     return ended.returncode, ended.stderr
 
 
+@pytest.mark.slow
 def test_a_process_waits_for_an_operation_that_takes_long():
     """A thread that comes out of C++ when the interpreter is gone would take the process down with it (exit 134)."""
     assert end_of("", 1500, again=False) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ending", "code"), [("raise SystemExit(3)", 3), ("raise KeyboardInterrupt", -2)])
 def test_a_process_ends_while_work_goes_on_in_the_background(ending, code):
     ended, words = end_of(f"try: {ending}\nfinally: background.stop()", 400, again=True)

@@ -248,6 +248,7 @@ def test_a_client_that_leaves_stops_its_query(site, client, keyed):
     eventually(lambda: not process.is_running(), "its process has ended")
 
 
+@pytest.mark.slow
 def test_a_query_that_takes_too_long_is_ended(made):
     with Site(made, workers=1, query_seconds=8) as site, site.client() as client:
         client.query(TEXTS[0])
@@ -260,6 +261,7 @@ def test_a_query_that_takes_too_long_is_ended(made):
         assert client.query(TEXTS[0]).value
 
 
+@pytest.mark.slow
 def test_keys_that_expired_are_sent_again(made):
     with Site(made, workers=1, keys_seconds=6) as site, site.client() as mine:
         mine.query(TEXTS[0])
