@@ -107,8 +107,8 @@ class Offline:
         group.cells.clear()
 
     def keep(self, key: str, entry: object) -> None:
-        """Store a correlation. The dealer (and the price) keeps none: its masks live in the traces."""
-        if self.role in ("server", "client"):
+        """Store a correlation. Who makes corrections (and the price) keeps none: its masks live in the traces."""
+        if self.role in ("server", "client") and not self.source.evaluates:
             self.tape.put(key, entry)
 
     def mask(self, x: OfflineValue) -> Mask:

@@ -18,6 +18,7 @@ from blindformer.protocols.beaver.reveal import Divided
 from blindformer.protocols.beaver.source import Recipe
 from blindformer.protocols.beaver.values import MaskTerm
 from blindformer.protocols.errors import CorrelationError, PeerGone
+from blindformer.protocols.pair import source
 from blindformer.protocols.pair.evaluations import evaluate
 from blindformer.protocols.pair.source import PairSource, PairWire
 from blindformer.protocols.pair.steps import Derivation
@@ -46,6 +47,16 @@ def test_the_pair_makes_what_a_dealer_would_send():
     for name in (*names, "reached-(12, 6, 20)"):
         case, seeds = case_of(name), fresh_seeds()
         assert made(case, seeds).kept[0].content == dealt(case, seeds).content, name
+
+
+def test_a_walk_stops_where_a_batch_is_full(monkeypatch):
+    """So memory is bounded: more rounds, and the same corrections to the byte."""
+    case, seeds = case_of("relu"), fresh_seeds()
+    whole = made(case, seeds)
+    monkeypatch.setattr(source, "BATCH_ELEMENTS", 1)
+    batches = made(case, fresh := fresh_seeds())
+    assert batches.kept[0].content == dealt(case, fresh).content
+    assert batches.rounds[0] > whole.rounds[0]
 
 
 @pytest.mark.parametrize("drop", [0, 3])
@@ -178,9 +189,12 @@ class Unknown:
 
 
 def test_what_two_parties_cannot_make_is_named_before_anything_is_sent():
-    source = PairSource(True, Stream(new_seed(), "query"), False, {})
+    def wire(parts):
+        raise AssertionError("a message was sent")
+
+    walk = PairSource(Trusted().pair(True), Stream(new_seed(), "query"), wire, False, {}, None)
     with pytest.raises(CorrelationError, match="Unknown: two parties alone cannot make it yet"):
-        source.derived("1", (3,), Unknown())
+        walk.derived("1", (3,), Unknown())
 
 
 def test_after_an_error_a_pair_makes_nothing_more():
