@@ -83,6 +83,7 @@ def _factor(term: MaskTerm, shape: Shape | None = None) -> Factor:
 
 
 def _mask_product(pair: Pair, recipe: MaskProduct, job: Derivation) -> Step:
+    """Of a factor with `zeros`, bits that the shift back by `zeros` drops may be others than the dealer's."""
     left, right = (_factor(term, job.shape) for term in (recipe.left, recipe.right))
     if recipe.left.value is recipe.right.value:
         right = left

@@ -43,20 +43,24 @@ def test_answers_are_right_with_what_the_pair_made(name):
 
 def test_the_pair_makes_what_a_dealer_would_send():
     """To the byte, where all bits of the values are read: of the same seeds, and with the weights as their masks."""
-    names = ("linears_that_read_one_value", "product", "less-24", "relu", "matrix_products", "polynomial-1")
+    names = ("linears_that_read_one_value", "product", "less-24", "matrix_products", "polynomial-1")
     for name in (*names, "reached-(12, 6, 20)"):
         case, seeds = case_of(name), fresh_seeds()
         assert made(case, seeds).kept[0].content == dealt(case, seeds).content, name
 
 
 def test_a_walk_stops_where_a_batch_is_full(monkeypatch):
-    """So memory is bounded: more rounds, and the same corrections to the byte."""
-    case, seeds = case_of("relu"), fresh_seeds()
-    whole = made(case, seeds)
-    monkeypatch.setattr(source, "BATCH_ELEMENTS", 1)
-    batches = made(case, fresh := fresh_seeds())
-    assert batches.kept[0].content == dealt(case, fresh).content
-    assert batches.rounds[0] > whole.rounds[0]
+    """So memory is bounded: there are more rounds, and answers are a dealer's to the digit. Bytes are not compared, as
+    the top bits of a wrap times a bit, which nobody reads, are at times others than a dealer's."""
+    case, seeds, rounds = case_of("relu"), fresh_seeds(), []
+    answers = [asked(case, seeds, dealt(case, seeds))]
+    for size in (source.BATCH_ELEMENTS, 50, 1):
+        monkeypatch.setattr(source, "BATCH_ELEMENTS", size)
+        corrections = made(case, seeds)
+        answers.append(asked(case, seeds, corrections.kept[0]))
+        rounds.append(corrections.rounds[0])
+    assert rounds[0] < rounds[1] < rounds[2]
+    assert all(torch.equal(other[name], value) for name, value in answers[0].items() for other in answers[1:])
 
 
 @pytest.mark.parametrize("drop", [0, 3])
