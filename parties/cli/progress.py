@@ -49,7 +49,7 @@ class Phases:
         )
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, float] = {}
-        self._now = ""
+        self._now = self._which = ""
         self._over = threading.Event()
         plain = wanted and not terminal.is_terminal
         self._lines = threading.Thread(target=self._say_lines) if plain else None
@@ -72,12 +72,14 @@ class Phases:
         self._set(phase, note=text, completed=done)
 
     def step(self, phase: str, done: int, total: int) -> None:
-        """A party's report of progress (the signature that sessions call). Of a model that writes, the number of passes
-        says more than how far each is."""
+        """A party's report of progress (the signature that sessions call). Of several inputs, a phase says which it is
+        for. Of a model that writes, the number of passes says more than how far each is."""
         if phase == "answer":
             self._set(phase, note=f"{done} passes", total=None)
             return
-        self._set(phase, completed=done, total=total)
+        if phase == "query":
+            self._which = f"{done + 1} of {total}" if done < total and total > 1 else ""
+        self._set(phase, completed=done, total=total, note=self._which)
         if phase in ("offline", "online") and "answer" in self._tasks:
             self._now = "answer"
         if phase == "online" and "offline" in self._tasks:

@@ -192,7 +192,7 @@ class Unknown:
         raise AssertionError("two parties alone have no values")
 
 
-def test_what_two_parties_cannot_make_is_named_before_anything_is_sent():
+def test_what_two_parties_cannot_make_is_named_where_it_comes():
     def wire(parts):
         raise AssertionError("a message was sent")
 

@@ -41,8 +41,10 @@ def test_what_takes_long_is_said_on_stderr(monkeypatch, capsys, terminal):
         phases.end("compile")
         phases.step("query", 3, 4)
         eventually(lambda: " 75%" in screen.getvalue(), "the second phase is said")
+        phases.step("correlations", 1, 2)
+        eventually(lambda: " 50%" in screen.getvalue(), "a phase of this query's is said")
     assert capsys.readouterr().out == ""
-    assert terminal or screen.getvalue() == "compile 25%  lower\nquery 75%\n"
+    assert terminal or screen.getvalue() == "compile 25%  lower\nquery 75%  4 of 4\ncorrelations 50%  4 of 4\n"
 
 
 def test_progress_that_is_off_shows_nothing(monkeypatch, capsys):
